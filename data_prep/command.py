@@ -1,0 +1,88 @@
+"""What the preparation commands share: options, how they end, and their last words."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlmoe.data.dataset import REJECTED
+from vlmoe.errors import run_command
+
+
+def parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with the options that every preparation command has."""
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder to make, e.g. data/NAME, so that --dataset NAME finds it",
+    )
+    made.add_argument(
+        "--max-rejected",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="largest share of questions that may be unusable, 0 to 1 (default: %(default)s); "
+        "above it nothing is written. Unusable ones are left out, counted in manifest.json "
+        f"and listed with their reason in {REJECTED}",
+    )
+    made.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace DIR where it holds a prepared dataset; anything else is never touched",
+    )
+    return made
+
+
+def add_seed(to: argparse.ArgumentParser) -> None:
+    """``--seed``, for a source whose options have no order of their own."""
+    to.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the order of the options is drawn from this and the question's id, and so is the "
+        "same on every machine (default: %(default)s)",
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return value
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a preparation command as a program."""
+    # Pillow grumbles about odd files as it opens them. What cannot be used is reported as
+    # rejected, once and with its reason.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
+    run_command(main)
+
+
+def print_summary(manifest: dict[str, Any], out: Path) -> None:
+    """A short table of what was prepared."""
+    rejected = dict(manifest["rejected"]["by_split"])
+    print(f"{'split':<12}{'questions':>10}{'pictures':>10}{'rejected':>10}")
+    for split, counts in manifest["splits"].items():
+        numbers = (counts["questions"], counts["pictures"], rejected.pop(split, 0))
+        print(f"{split:<12}" + "".join(f"{number:>10}" for number in numbers))
+    for split, number in rejected.items():  # a split of which nothing was usable
+        print(f"{ascii(split)[1:-1]:<12}{0:>10}{0:>10}{number:>10}")
+    for reason, number in manifest["rejected"]["by_reason"].items():
+        print(f"  {number:6d} rejected: {reason}")
+    for note, number in manifest["notes"].items():
+        if number:
+            print(f"  {number:6d} {note} (kept)")
+    if manifest["rejected"]["total"]:
+        print(f"every rejected question is listed in {out / REJECTED}")
+    print(f"prepared in {out}")

@@ -1,0 +1,113 @@
+"""Examples -> tensors: prompt, labels, pictures, padding, limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from vlmoe.data.collator import IGNORED
+from vlmoe.data.example import Example
+from vlmoe.data.prompt import INSTRUCTION, prompt
+from vlmoe.errors import UserError
+from vlmoe.models.llava import load_base
+
+RED = Image.new("RGB", (40, 20), (200, 10, 10))
+EXAMPLE = Example("7", RED, "What colour is it?", ("Red.", "Blue.", "Green."), 1, "colour")
+LONGER = replace(EXAMPLE, id="8", question="What colour is the thing at the top left of it?")
+TEXT = replace(EXAMPLE, id="9", image=None)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base("tiny")
+
+
+@pytest.fixture(scope="module")
+def collator(base):
+    return base.collator()
+
+
+def test_prompt_is_llava_word_for_word():
+    assert prompt(EXAMPLE, picture=True) == (
+        f"USER: <image>\nWhat colour is it?\nA. Red.\nB. Blue.\nC. Green.\n{INSTRUCTION} ASSISTANT:"
+    )
+    assert prompt(TEXT, picture=False).startswith("USER: What colour is it?\nA. Red.")
+
+
+def test_labels_stand_on_the_letter_and_the_end_only(collator):
+    batch = collator.training([EXAMPLE, LONGER])
+    tokenizer = collator.processor.tokenizer
+    for row in batch["labels"]:
+        taught = row[row != IGNORED]
+        assert tokenizer.convert_ids_to_tokens(taught.tolist()) == ["▁B", "</s>"]
+    assert (batch["labels"][:, :-2] == IGNORED).all()
+
+
+def test_tokens_are_those_of_the_whole_text(collator):
+    ids = collator.training([EXAMPLE])["input_ids"][0].tolist()
+    whole = collator.processor(
+        images=RED, text=prompt(EXAMPLE, picture=True) + " B</s>", return_tensors="pt"
+    )
+    assert ids == whole["input_ids"][0].tolist()
+
+
+def test_rows_end_together_and_padding_is_masked(collator):
+    batch = collator.scoring([EXAMPLE, LONGER])
+    short, long = batch["attention_mask"]
+    assert long.all()
+    assert short.tolist() == sorted(short.tolist())  # zeros, then ones
+    pad = collator.processor.tokenizer.pad_token_id
+    assert (batch["input_ids"][0][short == 0] == pad).all()
+
+
+def test_every_picture_keeps_all_of_its_tokens(base, collator):
+    batch = collator.training([EXAMPLE, LONGER])
+    image_id = base.model.config.image_token_id
+    assert ((batch["input_ids"] == image_id).sum(-1) == base.image_tokens).all()
+    assert base.image_tokens == 64
+
+
+def test_with_and_without_picture_in_one_batch(base, collator):
+    batch = collator.training([TEXT, EXAMPLE])
+    assert batch["pixel_values"].shape == (1, 3, 64, 64)
+    with torch.no_grad():
+        together = base.model(**collator.scoring([TEXT, EXAMPLE])).logits[:, -1]
+        apart = [base.model(**collator.scoring([one])).logits[0, -1] for one in (TEXT, EXAMPLE)]
+    torch.testing.assert_close(together, torch.stack(apart), atol=2e-4, rtol=1e-4)
+
+
+def test_pad_shows_the_whole_picture_and_crop_its_middle(base):
+    wide = Image.new("RGB", (60, 20), (0, 255, 0))
+    wide.paste((255, 0, 0), (0, 0, 10, 20))  # red at the far left: cropped away
+    example = replace(EXAMPLE, image=wide)
+    red_minus_green = {
+        fit: (pixels := base.collator(fit).scoring([example])["pixel_values"][0])[0] - pixels[1]
+        for fit in ("crop", "pad")
+    }
+    assert red_minus_green["crop"].max() < 0
+    assert red_minus_green["pad"].max() > 0
+    with pytest.raises(UserError, match="unknown image fit"):
+        base.collator("stretch")
+
+
+def test_too_long_is_refused_by_id_and_never_cut(base, collator):
+    long = replace(EXAMPLE, id="long one", question="red " * 1000)
+    assert collator.length(long, picture=True) > collator.max_length == base.max_length
+    with pytest.raises(UserError, match="long one"):
+        collator.training([long])
+
+
+def test_length_counts_the_picture_without_loading_it(collator):
+    size = collator.training([EXAMPLE])["input_ids"].shape[1]
+    assert collator.length(replace(EXAMPLE, image=None), picture=True) == size
+
+
+def test_unlabelled_and_too_many_options(collator):
+    with pytest.raises(UserError, match="has no answer"):
+        collator.training([replace(EXAMPLE, answer=-1)])
+    many = replace(EXAMPLE, choices=tuple(f"{n}." for n in range(20)))
+    with pytest.raises(UserError, match="20 options"):
+        collator.scoring([many])

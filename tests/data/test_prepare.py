@@ -1,0 +1,258 @@
+"""Questions in, a prepared dataset out: whole or not at all, and the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from vlmoe.data.dataset import load_split
+from vlmoe.data.prepare import Picture, Question, Rejected, option_order, write_dataset
+from vlmoe.errors import UserError
+
+
+def png(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def question(number: int, **changes: Any) -> Question:
+    fields: dict[str, Any] = {
+        "id": str(number),
+        "split": "train",
+        "picture": Picture("a.png", png()),
+        "question": "What is it?",
+        "choices": ("A cat.", "A dog."),
+        "answer": number % 2,
+        "category": "what",
+    }
+    return Question(**fields | changes)
+
+
+def write(out: Path, records: list[Question | Rejected], **options: Any) -> dict[str, Any]:
+    return write_dataset(out, records, source="the source", tool="the tool", **options)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+def test_plain_datasets_reads_it(tmp_path: Path) -> None:
+    write(tmp_path / "d", [question(0), question(1, picture=None, split="test", answer=-1)])
+    loaded = datasets.load_from_disk(str(tmp_path / "d"))
+    assert isinstance(loaded, datasets.DatasetDict)
+    assert loaded["train"].features == datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "choices": datasets.List(datasets.Value("string")),
+            "answer": datasets.Value("int64"),
+            "category": datasets.Value("string"),
+        }
+    )
+    row = loaded["train"][0]
+    assert row["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert row["choices"] == ["A cat.", "A dog."]
+    assert loaded["test"][0]["image"] is None
+    assert loaded["test"][0]["answer"] == -1
+
+
+def test_a_picture_is_stored_once_and_kept_byte_by_byte(tmp_path: Path) -> None:
+    file = tmp_path / "source.png"
+    file.write_bytes(png("blue"))
+    records: list[Question | Rejected] = [
+        question(i, picture=Picture("b.png", file)) for i in range(2500)
+    ]
+    manifest = write(tmp_path / "d", records)
+    assert [f.name for f in (tmp_path / "d" / "images").iterdir()] == ["b.png"]
+    assert (tmp_path / "d" / "images" / "b.png").read_bytes() == png("blue")
+    assert manifest["splits"]["train"] == {
+        "questions": 2500,
+        "pictures": 1,
+        "categories": {"what": 2500},
+    }
+    # A copy: what was prepared does not change with its source.
+    file.write_bytes(png("green"))
+    assert load_split(tmp_path / "d", "train")[2499].image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_twice_is_byte_identical(tmp_path: Path) -> None:
+    records = [question(i, picture=Picture(f"{i}.png", png())) for i in range(30)]
+    bad = Rejected("x", "train", "no answer")
+    trees = []
+    for _ in range(2):
+        write(tmp_path / "d", [*records, bad], seed=3, overwrite=True, max_rejected=0.5)
+        trees.append(tree(tmp_path / "d"))
+    assert trees[0] == trees[1]
+    assert {"manifest.json", "rejected.jsonl", "dataset_dict.json", "train/state.json"} <= set(
+        trees[0]
+    )
+
+
+def test_manifest_and_rejected(tmp_path: Path) -> None:
+    records = [
+        question(0),
+        question(1, split="dev"),
+        question(2, choices=("a cat.", " A CAT. ")),
+        question(3, picture=Picture("broken.png", png()[:50])),
+        question(4, picture=Picture("broken.png", png()[:50])),
+        Rejected("5", "test", "no answer", "line 7"),
+        question(0, split="test"),
+        question(6, question="half \ud800 a pair"),
+        question(7, question="what <image> is it"),
+        question(8, picture=Picture("../b.png", png())),
+        question(9, choices=("A cat.", "a cat. ", "A dog.", "A cow."), answer=2, split="test"),
+        question(10, choices=("A cat.", "a cat. ", "A dog."), answer=1),
+    ]
+    manifest = write(tmp_path / "d", records, seed=7, max_rejected=0.9)
+    assert manifest == json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert manifest["seed"] == 7
+    assert (manifest["source"], manifest["tool"]) == ("the source", "the tool")
+    assert list(manifest["splits"]) == ["train", "test"]
+    assert manifest["rejected"]["total"] == 9
+    assert manifest["rejected"]["by_split"] == {"dev": 1, "train": 6, "test": 2}
+    assert manifest["notes"] == {
+        "questions with repeated options": 2,
+        "questions where a wrong option repeats the right one": 1,
+    }
+    lines = (tmp_path / "d" / "rejected.jsonl").read_text().splitlines()
+    assert [list(json.loads(line).values()) for line in lines] == [
+        ["1", "dev", "unknown split 'dev'", ""],
+        ["2", "train", "fewer than two distinct options", ""],
+        ["3", "train", "truncated picture", "broken.png"],
+        ["4", "train", "truncated picture", "broken.png"],
+        ["5", "test", "no answer", "line 7"],
+        ["0", "test", "id met before", ""],
+        ["6", "train", "text that is not valid Unicode", ""],
+        ["7", "train", "reserved text '<image>' in the question or an option", ""],
+        ["8", "train", "picture's name is not a plain file name", ""],
+    ]
+    assert [f.name for f in (tmp_path / "d" / "images").iterdir()] == ["a.png"]
+    assert load_split(tmp_path / "d", "train").ids == ["0", "10"]
+
+
+@pytest.mark.parametrize(("allowed", "passes"), [(0.29, True), (0.28, False), (0.0, False)])
+def test_share_of_rejected(tmp_path: Path, allowed: float, passes: bool) -> None:
+    records: list[Question | Rejected] = [
+        Rejected(f"r{i}", "train", "no answer") for i in range(29)
+    ]
+    records += [question(i) for i in range(71)]
+    out = tmp_path / "new" / "d"
+    if passes:
+        write(out, records, max_rejected=allowed)
+        return
+    with pytest.raises(UserError) as caught:
+        write(out, records, max_rejected=allowed)
+    message = str(caught.value)
+    assert "29 of 100 questions (29.0%) cannot be used" in message
+    assert "29  no answer" in message
+    assert "r4: no answer" in message
+    assert "r5" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 of 1 questions"):
+        write(tmp_path / "d", [Rejected("0", "train", "no answer")], max_rejected=1.0)
+    with pytest.raises(UserError, match="the source holds no questions"):
+        write(tmp_path / "d", [])
+    with pytest.raises(UserError, match="share from 0 to 1"):
+        write(tmp_path / "d", [question(0)], max_rejected=1.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_taken(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    out.mkdir()
+    write(out, [question(0)])  # an empty folder is no one's
+    before = tree(out)
+    with pytest.raises(UserError, match="--overwrite"):
+        write(out, [question(1)])
+    assert tree(out) == before
+    write(out, [question(1)], overwrite=True)
+    assert load_split(out, "train").ids == ["1"]
+
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"something else than a prepared dataset \(notes.txt\)"):
+        write(out, [question(2)], overwrite=True)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="left alone"):
+        write(foreign, [question(2)], overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        write(out / "notes.txt", [question(2)], overwrite=True)
+    with pytest.raises(UserError, match="cannot write"):
+        write(out / "notes.txt" / "d", [question(2)])
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["d", "foreign"]
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_failure_midway_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "d", [question(0)])
+    before = tree(tmp_path)
+
+    def records() -> Iterator[Question]:
+        yield question(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "d", records(), source="", tool="", overwrite=True)
+    assert tree(tmp_path) == before
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write(tmp_path / "d", [question(1)], overwrite=True)
+    assert tree(tmp_path) == before
+
+    monkeypatch.undo()
+    rename = Path.rename
+
+    def rename_only_the_old_one(self: Path, target: Path) -> Path:
+        if "building" in self.name:
+            raise OSError("the disk is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_only_the_old_one)
+    with pytest.raises(UserError, match="the disk is gone"):
+        write(tmp_path / "d", [question(1)], overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_two_pictures_of_one_name_are_a_readers_mistake(tmp_path: Path) -> None:
+    records = [question(0), question(1, picture=Picture("a.png", png("blue")))]
+    with pytest.raises(ValueError, match=r"two pictures want the name 'a.png'"):
+        write(tmp_path / "d", [*records])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_option_order() -> None:
+    assert option_order(0, "17", 4) == option_order(0, "17", 4)
+    # Written down once: an order that changes would silently make other datasets.
+    assert [option_order(0, str(i), 4) for i in range(3)] == ORDERS
+    positions = [option_order(5, str(i), 4).index(0) for i in range(4000)]
+    assert all(900 < positions.count(place) < 1100 for place in range(4))
+    assert option_order(1, "17", 10) != option_order(2, "17", 10)
+    assert option_order(0, "half \ud800", 2) in ([0, 1], [1, 0])
+
+
+ORDERS = [[3, 2, 0, 1], [1, 0, 3, 2], [3, 0, 1, 2]]

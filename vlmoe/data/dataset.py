@@ -1,0 +1,253 @@
+"""A prepared dataset on disk -> examples with their pictures decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, overload
+
+from vlmoe.data.example import Example
+from vlmoe.data.image import ImageError, load_rgb
+from vlmoe.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The layout of a prepared dataset. Raise it when an older reader would misread a newer one.
+FORMAT = 1
+MANIFEST = "manifest.json"
+IMAGES = "images"
+REJECTED = "rejected.jsonl"
+DICTIONARY = "dataset_dict.json"  # makes the folder a datasets.DatasetDict
+
+
+def load_split(directory: str | Path, split: str) -> ExampleDataset:
+    """Open one split of a prepared dataset (memory-mapped; pictures are decoded when asked for).
+
+    Args:
+        directory: what ``registry.locate`` returned.
+        split: ``train``, ``validation``, ``test``, or another one that the dataset has.
+
+    Raises:
+        UserError: not a prepared dataset, another format version, no such split, damaged
+            files, or columns that are missing or of another type.
+    """
+    directory = Path(directory).absolute()
+    manifest = read_manifest(directory)
+    if split not in manifest["splits"]:
+        present = ", ".join(manifest["splits"])
+        raise UserError(f"{directory} has no split {split!r} (it has {present})")
+    table = _read_table(directory, split)
+    faults = list(_column_faults(table.schema))
+    if faults:
+        raise UserError(f"{directory}, split {split}: {'; '.join(faults)}")
+    promised = manifest["splits"][split]["questions"]
+    if len(table) != promised:
+        raise UserError(
+            f"{directory}, split {split}: {len(table)} questions, but {MANIFEST} says {promised}: "
+            "the copy is incomplete, prepare or copy it again"
+        )
+    return ExampleDataset(directory, split, table)
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The ``manifest.json`` of a prepared dataset.
+
+    Raises:
+        UserError: no such folder, not a prepared dataset, or one of another format version.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no such folder: {directory}")
+    if not (directory / MANIFEST).is_file():
+        raise UserError(
+            f"{directory} is not a prepared dataset (it has no {MANIFEST}): "
+            "the commands in data_prep/ turn a raw source into one"
+        )
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        version, splits = manifest["format"], manifest["splits"]
+        if version == FORMAT:
+            {name: int(split["questions"]) for name, split in splits.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory / MANIFEST} is not the manifest of a prepared dataset or is damaged: "
+            "prepare the dataset again"
+        ) from error
+    if version != FORMAT:
+        raise UserError(
+            f"{directory} is in format {version}, this vlmoe reads format {FORMAT}: "
+            "prepare the dataset again with this version's data_prep"
+        )
+    return manifest
+
+
+def is_prepared(directory: str | Path) -> bool:
+    """Whether ``read_manifest`` would return."""
+    try:
+        read_manifest(directory)
+    except UserError:
+        return False
+    return True
+
+
+class ExampleDataset(Sequence[Example]):
+    """The examples of one split, or of a selection of it.
+
+    An integer index gives an ``Example`` with its picture decoded (``ImageError`` if that
+    fails), a slice gives a selection. Pickling (for ``DataLoader`` workers) carries the path
+    and the selection only; the other process opens the files itself.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, table: pa.Table, rows: Sequence[int] | None = None
+    ):
+        self.directory = directory
+        self.split = split
+        self._table = table
+        self._rows: Sequence[int] = range(len(table)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> ExampleDataset: ...
+    def __getitem__(self, index: int | slice) -> Example | ExampleDataset:
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        example = self.text(index)
+        stored = self._cell("image", index)
+        if _is_empty(stored):
+            return example
+        try:
+            return replace(example, image=load_rgb(stored["bytes"] or self._find(stored["path"])))
+        except ImageError as error:
+            where = f"{self.directory}, question {example.id}"
+            raise ImageError(
+                error.reason, f"{where}, {error.where}" if error.where else where
+            ) from None
+
+    def text(self, index: int) -> Example:
+        """The example without its picture; nothing is decoded."""
+        return Example(
+            id=self._cell("id", index),
+            image=None,
+            question=self._cell("question", index),
+            choices=tuple(self._cell("choices", index)),
+            answer=self._cell("answer", index),
+            category=self._cell("category", index),
+        )
+
+    def image_key(self, index: int) -> str | None:
+        """The same text for every question about the same picture; None without a picture.
+
+        Nothing is decoded, and the key stays the same when the dataset is moved.
+        """
+        stored = self._cell("image", index)
+        if _is_empty(stored):
+            return None
+        if stored["bytes"]:  # a name is not unique among embedded pictures
+            return hashlib.sha256(stored["bytes"]).hexdigest()
+        return PurePath(stored["path"]).name
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of every question, in order."""
+        return self._column("id")
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """The category of every question, in order."""
+        return self._column("category")
+
+    def select(self, indices: Iterable[int]) -> ExampleDataset:
+        """The examples at these indices, in this order; nothing is read or copied.
+
+        Raises:
+            IndexError: an index outside of the dataset.
+        """
+        rows = [self._rows[index] for index in indices]
+        return ExampleDataset(self.directory, self.split, self._table, rows)
+
+    def _cell(self, column: str, index: int) -> Any:
+        return self._table.column(column)[self._rows[index]].as_py()
+
+    def _column(self, name: str) -> list[str]:
+        values = self._table.column(name).to_pylist()
+        return [values[row] for row in self._rows]
+
+    def _find(self, stored: str) -> Path:
+        """The picture's file: beside the data wherever that lies now, else where it once lay."""
+        here = self.directory / IMAGES / PurePath(stored).name
+        return here if here.is_file() or not Path(stored).is_file() else Path(stored)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.directory, self.split, self._rows)
+
+
+def draw(examples: ExampleDataset, count: int, seed: int) -> ExampleDataset:
+    """``count`` of the examples, drawn by the seed and kept in order; all of them for 0."""
+    if count == 0 or count >= len(examples):
+        return examples
+    return examples.select(sorted(random.Random(seed).sample(range(len(examples)), count)))
+
+
+def _reopen(directory: Path, split: str, rows: Sequence[int]) -> ExampleDataset:
+    whole = load_split(directory, split)
+    return ExampleDataset(directory, split, whole._table, rows)
+
+
+def _is_empty(stored: dict[str, Any] | None) -> bool:
+    return stored is None or not (stored["bytes"] or stored["path"])
+
+
+def _read_table(directory: Path, split: str) -> pa.Table:
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(directory / split), keep_in_memory=False)
+    # Missing files are OSErrors, damaged ones ValueErrors (Arrow's and JSON's are such),
+    # TypeErrors or KeyErrors of the library's own reading of state.json.
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise UserError(
+            f"{directory}, split {split}: cannot be read, prepare the dataset again "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return rows.data.table
+
+
+def _column_faults(schema: pa.Schema) -> Iterable[str]:
+    import pyarrow.types as kinds
+
+    def is_text(kind: pa.DataType) -> bool:
+        return kinds.is_string(kind) or kinds.is_large_string(kind)
+
+    def is_texts(kind: pa.DataType) -> bool:
+        return (kinds.is_list(kind) or kinds.is_large_list(kind)) and is_text(kind.value_type)
+
+    def is_picture(kind: pa.DataType) -> bool:
+        names = (
+            {kind.field(i).name for i in range(kind.num_fields)} if kinds.is_struct(kind) else {}
+        )
+        return {"bytes", "path"} <= set(names)
+
+    expected: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+        "id": ("text", is_text),
+        "image": ("pictures", is_picture),
+        "question": ("text", is_text),
+        "choices": ("lists of text", is_texts),
+        "answer": ("whole numbers", kinds.is_integer),
+        "category": ("text", is_text),
+    }
+    for name, (what, fits) in expected.items():
+        if name not in schema.names:
+            yield f"no column {name!r}"
+        elif not fits(schema.field(name).type):
+            yield f"column {name!r} holds {schema.field(name).type}, expected {what}"

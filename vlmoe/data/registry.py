@@ -1,0 +1,101 @@
+"""A dataset's name, or a path -> the folder of the prepared dataset."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmoe.data.dataset import is_prepared, read_manifest
+from vlmoe.errors import UserError
+
+# The scripts are run, never imported: data_prep uses vlmoe, so imports stay one way.
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a dataset is made.
+
+    Attributes:
+        script: relative to the repository's root.
+        options: what the script needs beside ``--out``.
+        automatic: made on first use, because it needs nothing that is not here already.
+    """
+
+    script: str
+    options: str = ""
+    automatic: bool = False
+
+    def command(self, out: str | Path) -> str:
+        """The command that makes it, as one types it."""
+        return " ".join(filter(None, ["python", self.script, self.options, f"--out {out}"]))
+
+
+DATASETS: dict[str, Source] = {
+    "shapes": Source("data_prep/shapes.py", automatic=True),
+    "visual7w": Source("data_prep/visual7w.py", "--source RAW_DIR"),
+}
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The folder of a prepared dataset.
+
+    A name (registered or not) is looked up as ``$VLMOE_DATA/NAME``, where that variable is
+    set, then as ``data/NAME`` under the current directory. Whatever else is a path; write
+    ``./NAME`` for a path that looks like a registered name. A registered dataset that is
+    automatic is made on first use by running its own command.
+
+    Raises:
+        UserError: an unknown name, a dataset that is not there yet (the message gives the
+            command that makes it), or a folder that holds no prepared dataset.
+    """
+    name = os.fspath(name_or_path)
+    if isinstance(name_or_path, str) and _is_bare(name):
+        folders = [root / name for root in _roots()]
+        for folder in folders:
+            if folder.is_dir() and any(folder.iterdir()):
+                read_manifest(folder)  # says what is wrong with it
+                return folder
+        if name in DATASETS:
+            return _make(name, DATASETS[name], folders[0])
+    path = Path(name_or_path)
+    if name and path.is_dir():
+        read_manifest(path)
+        return path
+    if name and path.exists():
+        raise UserError(f"{path} is a file: give the folder of a prepared dataset")
+    names = ", ".join(sorted(DATASETS))
+    raise UserError(
+        f"no dataset {name!r}: it is none of the known names ({names}) nor a folder that exists"
+    )
+
+
+def _is_bare(name: str) -> bool:
+    return name not in ("", ".", "..") and name == Path(name).name
+
+
+def _roots() -> list[Path]:
+    own = os.environ.get("VLMOE_DATA")
+    return [Path(own), Path("data")] if own else [Path("data")]
+
+
+def _make(name: str, source: Source, out: Path) -> Path:
+    command = source.command(out)
+    if not source.automatic:
+        raise UserError(f"the dataset {name!r} is not at {out} yet; make it with: {command}")
+    script = REPOSITORY / source.script
+    if not script.is_file():
+        raise UserError(f"the dataset {name!r} is made by {script}, which does not exist")
+    print(f"The dataset {name!r} is not at {out} yet. Making it once: {command}", flush=True)
+    done = subprocess.run([sys.executable, str(script), "--out", str(out)], check=False)
+    # Another process may have made it at the same time (several ranks starting at once):
+    # then ours was refused, and the dataset is there all the same.
+    if not is_prepared(out):
+        raise UserError(
+            f"the dataset {name!r} could not be made (exit code {done.returncode}, "
+            f"its own message is above): {command}"
+        )
+    return out

@@ -1,0 +1,36 @@
+"""The one exception for a user's mistake, and how a command ends on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(ValueError):
+    """What the user gave cannot be used; the message says what, where and how to mend it.
+
+    Args:
+        faults: one message, or several found in one go (printed as a list, so that a
+            user mends them all at once).
+    """
+
+    def __init__(self, faults: str | Sequence[str]):
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a script's ``main``; a ``UserError`` ends it with exit code 2 and no traceback."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        if len(error.faults) == 1:
+            print(f"error: {error.faults[0]}", file=sys.stderr)
+        else:
+            print(f"error: {len(error.faults)} things to mend:", file=sys.stderr)
+            for fault in error.faults:
+                print(f"  - {fault}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,58 @@
+"""Writing so that a file is either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a temporary neighbour, flush it to the disk, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """One JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A hidden neighbour of ``path`` that takes its place if the block ends well, else vanishes.
+
+    What was at ``path`` before stays until the new one is whole.
+    """
+    mark = uuid.uuid4().hex[:8]
+    building = path.with_name(f".{path.name}.building-{mark}")
+    replaced = path.with_name(f".{path.name}.replaced-{mark}")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        if path.exists():
+            path.rename(replaced)
+        building.rename(path)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
