@@ -1,0 +1,135 @@
+"""Slow, obvious versions of every equation, written from the papers; tests compare the fast paths.
+
+Nothing here shares code with ``vlmoe``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# --- the mixture of LoRA experts (arXiv 2502.15828, eq. 8, 11, 13, Algorithm 1) ---------------
+
+
+def reference_gates(x: Tensor, gate: Tensor, top_k: int) -> Tensor:
+    """One token after the other: softmax over all experts, keep the top_k, divide by their sum."""
+    rows = []
+    for token in x.reshape(-1, x.shape[-1]):
+        probability = torch.softmax(gate @ token, dim=0)
+        chosen = set(probability.topk(top_k).indices.tolist())
+        total = sum(probability[i] for i in chosen)
+        zero = torch.zeros_like(probability[0])
+        rows.append(
+            torch.stack([probability[i] / total if i in chosen else zero for i in range(len(gate))])
+        )
+    return torch.stack(rows).reshape(*x.shape[:-1], len(gate))
+
+
+def reference_mixture(
+    x: Tensor,
+    dropped_x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    gate: Tensor,
+    top_k: int,
+    scaling: float,
+    gate_rescale: str,
+) -> Tensor:
+    """Expert by expert as in Algorithm 1; what a gradient must not see is detached.
+
+    A (E, r, in) and B (E, r, out) as in the package: B_i of the paper is ``B[i].T``.
+    """
+    g = reference_gates(x, gate, top_k)
+    result = torch.zeros(*x.shape[:-1], B.shape[-1], dtype=x.dtype)
+    for i in range(len(A)):
+        gv = g[..., i : i + 1]
+        exp_out = dropped_x @ A[i].T @ B[i]
+        if gate_rescale == "none":  # eq. 8
+            w_exp_out = gv * exp_out
+        elif gate_rescale == "sqrt":  # eq. 13 and the two updated lines of Algorithm 1
+            sqrt_gv = (gv**0.5).detach()
+            w_exp_out = sqrt_gv * exp_out + (gv - sqrt_gv) * exp_out.detach()
+        else:
+            # eq. 11 divides the gradients of A_i and B_i by g_i, token by token: their weight
+            # g_i becomes 1. Three terms, each for one receiver; the first has the value zero.
+            chosen = (gv > 0).to(gv.dtype)
+            for_factors = dropped_x.detach() @ A[i].T @ B[i]
+            for_input = dropped_x @ A[i].detach().T @ B[i].detach()
+            w_exp_out = (
+                chosen * (for_factors - for_factors.detach())
+                + gv.detach() * for_input
+                + (gv - gv.detach()) * exp_out.detach()
+            )
+        result = result + scaling * w_exp_out
+    return result
+
+
+# --- the optimizers (arXiv 2502.15828, Algorithm 1; 2402.02347) -------------------------------
+# In the paper's shapes: A (r, in), B (out, r). ``optimizer_step`` does the transposing.
+
+
+def riemannian_gradients(A, B, dA, dB, damping):
+    """dA <- (B^T B + delta I)^-1 dA, dB <- dB (A A^T + delta I)^-1, for one expert."""
+    eye = torch.eye(A.shape[0], dtype=A.dtype)
+    return (
+        torch.linalg.inv(B.T @ B + damping * eye) @ dA,
+        dB @ torch.linalg.inv(A @ A.T + damping * eye),
+    )
+
+
+def sgd_step(weight, grad, state, lr, momentum=0.0, weight_decay=0.0):
+    """V <- momentum V + dW + weight_decay W; W <- W - lr V."""
+    grad = grad + weight_decay * weight
+    velocity = momentum * state.get("velocity", torch.zeros_like(grad)) + grad
+    state["velocity"] = velocity
+    return weight - lr * velocity
+
+
+def adamw_step(
+    weight, grad, state, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, bias_correction=True
+):
+    """Decoupled weight decay; eps beside the root of the corrected second moment."""
+    t = state.get("t", 0) + 1
+    m = betas[0] * state.get("m", torch.zeros_like(grad)) + (1 - betas[0]) * grad
+    v = betas[1] * state.get("v", torch.zeros_like(grad)) + (1 - betas[1]) * grad**2
+    state.update(t=t, m=m, v=v)
+    if bias_correction:
+        m = m / (1 - betas[0] ** t)
+        v = v / (1 - betas[1] ** t)
+    return weight - lr * weight_decay * weight - lr * m / (v.sqrt() + eps)
+
+
+def optimizer_step(name, pairs, gates, states, lr, gate_lr, damping=1e-6, **options):
+    """One step of any of the eight optimizers, a loop over layers and experts.
+
+    Args:
+        name: such as "grsgd"; whether there is a g does not matter here.
+        pairs: [(A (E, r, in), B (E, r, out)), ...] with ``.grad``.
+        gates: tensors with ``.grad``.
+        states: a dict that lives as long as the run, empty at first.
+
+    Returns:
+        New pairs and new gates, detached.
+    """
+    riemannian = name.lstrip("g").startswith("r")
+    update = adamw_step if name.endswith("adamw") else sgd_step
+    new_pairs = []
+    for layer, (stored_A, stored_B) in enumerate(pairs):
+        new_A, new_B = stored_A.detach().clone(), stored_B.detach().clone()
+        for expert in range(stored_A.shape[0]):
+            A, B = stored_A[expert].detach(), stored_B[expert].detach().T
+            dA, dB = stored_A.grad[expert], stored_B.grad[expert].T
+            if riemannian:
+                dA, dB = riemannian_gradients(A, B, dA, dB, damping)
+            state_A = states.setdefault((layer, expert, "A"), {})
+            state_B = states.setdefault((layer, expert, "B"), {})
+            new_A[expert] = update(A, dA, state_A, lr, **options)
+            new_B[expert] = update(B, dB, state_B, lr, **options).T
+        new_pairs.append((new_A, new_B))
+    new_gates = [
+        update(
+            gate.detach(), gate.grad, states.setdefault(("gate", number), {}), gate_lr, **options
+        )
+        for number, gate in enumerate(gates)
+    ]
+    return new_pairs, new_gates

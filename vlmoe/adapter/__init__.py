@@ -1,0 +1,26 @@
+"""MoE-LoRA as a PEFT method: the mixture, its layers, and what is said and checked about them."""
+
+from vlmoe.adapter.config import MoELoraConfig
+from vlmoe.adapter.layer import MoELoraLayer
+from vlmoe.adapter.load import load_adapter
+from vlmoe.adapter.mixture import FactorPair, mixture, route
+from vlmoe.adapter.model import MoELoraModel
+from vlmoe.adapter.pairs import factor_pairs, gates
+from vlmoe.adapter.register import register
+from vlmoe.adapter.report import GradientError, adapter_table, check_gradients
+
+__all__ = [
+    "FactorPair",
+    "GradientError",
+    "MoELoraConfig",
+    "MoELoraLayer",
+    "MoELoraModel",
+    "adapter_table",
+    "check_gradients",
+    "factor_pairs",
+    "gates",
+    "load_adapter",
+    "mixture",
+    "register",
+    "route",
+]

@@ -1,0 +1,125 @@
+"""The settings of one MoE-LoRA adapter, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from peft import PeftConfig, TaskType
+
+from vlmoe.errors import UserError
+
+GATE_RESCALES = ("none", "sqrt", "exact")
+
+
+class PeftTypeName(str):
+    """A name that PEFT's tables, which are keyed by an enum, take for one of their own.
+
+    PEFT's enum is closed to third parties. Its members are strings, so a plain string finds its
+    entry in the tables; some paths in transformers read ``peft_type.value`` as well.
+    """
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+MOE_LORA = PeftTypeName("MOE_LORA")
+
+
+@dataclass
+class MoELoraConfig(PeftConfig):
+    """Settings of a mixture of LoRA experts (arXiv 2502.15828) on a set of linear layers.
+
+    Per adapted layer ``y = W x + (lora_alpha / r) * sum_i g_i(x) B_i A_i dropout(x)``, where ``g``
+    is the softmax of the router, kept on its ``top_k`` largest entries and divided by their sum.
+
+    Raises:
+        UserError: with every value that is out of range, all at once.
+    """
+
+    num_experts: int = 20
+    """Experts per adapted layer (E)."""
+
+    top_k: int = 10
+    """Experts a token is sent to; at most ``num_experts``."""
+
+    r: int = 4
+    """Rank of each expert."""
+
+    lora_alpha: float = 16
+    """The update is scaled by ``lora_alpha / r``."""
+
+    lora_dropout: float = 0.05
+    """Probability to drop an input entry of the experts, in [0, 1); the router sees all entries."""
+
+    gate_rescale: str = "sqrt"
+    """Weight of an expert's factors in the backward pass: its gate value (``none``), the square
+    root of it (``sqrt``, the paper's eq. 13) or 1 (``exact``, eq. 11). The output never changes."""
+
+    target_modules: list[str] | str | None = None
+    """Layers to adapt: a regular expression for the whole module path, or a list of path endings.
+    None takes every attention projection of both towers that can receive a gradient; the saved
+    config holds what that was resolved to."""
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        try:
+            super().__post_init__()
+        except ValueError:
+            known = ", ".join(TaskType)
+            faults.append(f"task_type {self.task_type!r} is unknown; take one of {known}, or None")
+        self.peft_type = MOE_LORA
+
+        for name in ("num_experts", "top_k", "r"):
+            value = getattr(self, name)
+            if not _is_whole(value) or value < 1:
+                faults.append(f"{name} must be a whole number of at least 1, not {value!r}")
+        whole = _is_whole(self.top_k) and _is_whole(self.num_experts)
+        if whole and 1 <= self.num_experts < self.top_k:
+            faults.append(
+                f"top_k {self.top_k} is above num_experts {self.num_experts}: "
+                "a token cannot be sent to more experts than there are"
+            )
+        if not _is_number(self.lora_alpha) or self.lora_alpha <= 0:
+            faults.append(f"lora_alpha must be a number above 0, not {self.lora_alpha!r}")
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            faults.append(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")
+        if self.gate_rescale not in GATE_RESCALES:
+            known = ", ".join(GATE_RESCALES)
+            faults.append(f"gate_rescale {self.gate_rescale!r} is unknown; take one of {known}")
+        faults += _target_faults(self.target_modules)
+        if faults:
+            raise UserError(faults)
+
+
+def _target_faults(target: object) -> list[str]:
+    if target is None:
+        return []
+    if isinstance(target, str):
+        if not target:
+            return ["target_modules is empty; leave it out for the attention projections"]
+        try:
+            re.compile(target)
+        except re.error as error:
+            return [f"target_modules {target!r} is not a regular expression: {error}"]
+        return []
+    # PEFT itself turns lists into sets, so a set may come back from it.
+    if (
+        isinstance(target, list | tuple | set)
+        and target
+        and all(isinstance(name, str) and name for name in target)
+    ):
+        return []
+    return [f"target_modules must be a regular expression or a list of names, not {target!r}"]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,220 @@
+"""Strict loading of a saved adapter: it fits the model tensor by tensor, or nothing happens."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
+from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
+from vlmoe.adapter.sites import find_sites
+from vlmoe.errors import UserError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # PEFT puts it before every key it saves
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def load_adapter(
+    base_model: nn.Module,
+    path: str | Path,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+) -> PeftModel:
+    """Put a saved MoE-LoRA adapter on a model; PEFT alone only warns of what does not fit.
+
+    Everything is checked against the files before the model is touched, and every tensor against
+    the files afterwards.
+
+    Args:
+        base_model: the bare model, or a ``PeftModel`` that is to get one more adapter.
+        path: a run directory (holding ``adapter/``), an adapter's own directory, or a hub id.
+        adapter_name: the name it gets in the model.
+        is_trainable: False freezes it and puts the model in evaluation mode.
+
+    Returns:
+        The adapted model; on a bare model the new adapter is the active one.
+
+    Raises:
+        UserError: the path holds no adapter, or a damaged one, or one of another method; or its
+            tensors do not fit the model (missing and unexpected names and wrong shapes are listed).
+    """
+    folder = find_adapter(path)
+    config = _read_config(folder)
+    found = _read_shapes(folder)
+    if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
+        raise UserError(f"the model already has an adapter named {adapter_name!r}")
+    bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
+    _check_fit(folder, found, _expected_shapes(bare, config, folder))
+
+    if isinstance(base_model, PeftModel):
+        model = base_model
+        model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
+    else:
+        model = PeftModel.from_pretrained(
+            base_model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
+        )
+    _check_loaded(model, folder, adapter_name)
+    return model
+
+
+def find_adapter(path: str | Path) -> Path:
+    """The directory that holds an adapter's two files.
+
+    Args:
+        path: a run directory, an adapter's own directory, or a hub id, whose files are fetched.
+
+    Raises:
+        UserError: there is no adapter.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    if folder.is_dir():
+        raise UserError(
+            f"{folder} holds no adapter: there is no {CONFIG_FILE} in it or in adapter/"
+        )
+    if folder.exists():
+        raise UserError(f"{folder} is a file; give the directory that holds {CONFIG_FILE}")
+    if not _HUB_ID.fullmatch(str(path)):
+        raise UserError(f"there is no adapter at {path}: no such directory")
+    try:
+        config_file = hf_hub_download(str(path), CONFIG_FILE)
+        hf_hub_download(str(path), WEIGHTS_FILE)
+    # The hub's library raises a score of types for no network, no such repository, no such file.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"there is no adapter at {path}: no such directory, and not to be had from the hub "
+            f"({reason})"
+        ) from error
+    return Path(config_file).parent
+
+
+def read_base_name(folder: Path) -> str:
+    """The base an adapter was trained on: hub id, path or ``tiny``.
+
+    Raises:
+        UserError: the adapter's config is damaged or does not name it.
+    """
+    name = _read_config(folder).base_model_name_or_path
+    if not name:
+        raise UserError(f"{folder / CONFIG_FILE} does not name its base: give it with --model")
+    return name
+
+
+def _read_config(folder: Path) -> MoELoraConfig:
+    file = folder / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(values, dict) or "peft_type" not in values:
+        raise UserError(f"{file} is damaged: it names no peft_type")
+    if values["peft_type"] != MOE_LORA:
+        raise UserError(
+            f"{folder} holds a {values['peft_type']} adapter, not a {MOE_LORA} one: "
+            "load it with PEFT itself"
+        )
+    known = {field.name for field in fields(MoELoraConfig)}
+    # PEFT drops what it does not know, but a setting that is switched on may change the output.
+    unknown = sorted(name for name, value in values.items() if name not in known and value)
+    if unknown:
+        raise UserError(
+            f"{file} has settings that this version does not know: {', '.join(unknown)}; "
+            "it was written by a newer one"
+        )
+    try:
+        return MoELoraConfig(**{name: values[name] for name in known & values.keys()})
+    except UserError as error:
+        raise UserError([f"{file}: {fault}" for fault in error.faults]) from error
+
+
+def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(f"{folder} holds no {WEIGHTS_FILE}")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def _expected_shapes(
+    model: nn.Module, config: MoELoraConfig, folder: Path
+) -> dict[str, tuple[int, ...]]:
+    if config.target_modules is None:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: it names no target_modules")
+    try:
+        sites = find_sites(model, config.target_modules)
+    except UserError as error:
+        raise UserError(
+            [f"the adapter {folder} does not fit the model: {fault}" for fault in error.faults]
+        ) from error
+    E, r = config.num_experts, config.r
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, layer in sites.items():
+        kinds = ((E, r, layer.in_features), (E, r, layer.out_features), (E, layer.in_features))
+        for kind, shape in zip(MoELoraLayer.tensor_kinds, kinds, strict=True):
+            shapes[f"{_PREFIX}{path}.{kind}"] = shape
+    return shapes
+
+
+def _check_fit(
+    folder: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> None:
+    faults = [
+        *_list_names("the file lacks", sorted(expected.keys() - found.keys())),
+        *_list_names("the model has no place for", sorted(found.keys() - expected.keys())),
+        *_list_names(
+            "wrong shape:",
+            [
+                f"{key} is {found[key]}, the model needs {expected[key]}"
+                for key in sorted(expected.keys() & found.keys())
+                if expected[key] != found[key]
+            ],
+        ),
+    ]
+    if faults:
+        raise UserError([f"the adapter {folder} does not fit the model: {f}" for f in faults])
+
+
+def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return [f"{what} {'; '.join(name.removeprefix(_PREFIX) for name in names[:shown])}{more}"]
+
+
+def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
+    """Every tensor in the model equals the file's: the last word on a silent partial load."""
+    wrong: list[str] = []
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
+        unread = set(tensors.keys())
+        for path, layer in adapted_layers(model.get_base_model()):
+            if adapter_name not in layer.settings:
+                continue
+            for kind in layer.tensor_kinds:
+                key = f"{_PREFIX}{path}.{kind}"
+                parameter = getattr(layer, kind)[adapter_name]
+                if key not in unread:
+                    wrong.append(key)
+                    continue
+                unread.remove(key)
+                saved = tensors.get_tensor(key).to(parameter.device, parameter.dtype)
+                if not torch.equal(saved, parameter.detach()):
+                    wrong.append(key)
+    if wrong or unread:
+        names = [key.removeprefix(_PREFIX) for key in [*wrong, *sorted(unread)]]
+        raise RuntimeError(f"loading {folder} left tensors unlike the file's: {', '.join(names)}")

@@ -1,0 +1,212 @@
+"""Which linear layers of a model get an adapter, and to which tower they belong."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from peft.utils.other import match_target_against_key
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vlmoe.adapter.layer import MoELoraLayer
+from vlmoe.errors import UserError
+
+VISION_PARTS = {"vision_tower", "vision_model", "vision_encoder", "visual"}
+PROJECTOR_PARTS = {"multi_modal_projector", "mm_projector"}
+
+# `layers.N` and then an attention's projection; what stands before may differ from one version of
+# transformers to the next (`vision_tower.encoder`, `vision_tower.vision_model.encoder`).
+_ATTENTION = re.compile(
+    r"(?P<stem>(?:.*\.)?layers)\.(?P<layer>\d+)"
+    r"\.(?P<attention>self_attn|attn|attention)\.(?P<projection>[qkvo]_proj|out_proj)"
+)
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+def default_target_pattern(model: nn.Module) -> str:
+    """A pattern for every attention projection of a model that can receive a gradient.
+
+    That is q, k, v and o/out of both towers, without the vision layers behind
+    ``vision_feature_layer``: nothing reads their output.
+
+    Args:
+        model: LLaVA or a relative of it, or a model of one tower such as Llama or CLIP.
+
+    Returns:
+        A regular expression for whole module paths, which matches these and no others.
+
+    Raises:
+        UserError: a tower has no attention projections of the usual names.
+    """
+    found: dict[str, list[re.Match[str]]] = defaultdict(list)
+    linear: dict[str, list[str]] = defaultdict(list)
+    for path in _linear_paths(model):
+        tower = path_tower(path)
+        linear[tower].append(path)
+        if match := _ATTENTION.fullmatch(path):
+            found[tower].append(match)
+
+    # A tower left out in silence is the one thing that must not happen here.
+    for tower in ("vision", "language"):
+        if not found[tower] and (linear[tower] or not any(linear.values())):
+            raise UserError(
+                f"no attention projections (layers.N.self_attn.q_proj and the like) found in the "
+                f"{tower} tower of {type(model).__name__}: name target_modules; its linear layers "
+                f"are {_examples(linear[tower])}"
+            )
+    depth = used_vision_layers(model)
+    if depth is not None:
+        found["vision"] = [match for match in found["vision"] if int(match["layer"]) < depth]
+    return "|".join(_pattern_of(match for tower in found.values() for match in tower))
+
+
+def find_sites(model: nn.Module, target: str | Iterable[str]) -> dict[str, nn.Linear]:
+    """The linear layers that a target pattern names.
+
+    Args:
+        model: the model, with adapters on it already or not.
+        target: a regular expression for the whole path of a module, or a list of path endings.
+
+    Returns:
+        Path to (base) layer, in the model's order.
+
+    Raises:
+        UserError: a pattern that matches nothing, or something that is no linear layer.
+    """
+    patterns = [target] if isinstance(target, str) else list(target)
+    unmatched = set(patterns)
+    sites: dict[str, nn.Linear] = {}
+    faults = []
+    for path, module in _modules_outside_adapters(model):
+        if isinstance(target, str):
+            hits = [target] if path and match_target_against_key(target, path) else []
+        else:
+            hits = [end for end in patterns if path == end or path.endswith(f".{end}")]
+        if not hits:
+            continue
+        unmatched.difference_update(hits)
+        base = module.base_layer if isinstance(module, MoELoraLayer) else module
+        if fault := site_fault(path, base):
+            faults.append(fault)
+        else:
+            assert isinstance(base, nn.Linear)
+            sites[path] = base
+    faults += [
+        f"target_modules {pattern!r} matches no module of {type(model).__name__}; "
+        f"linear layers of it are {_examples(_linear_paths(model))}"
+        for pattern in patterns
+        if pattern in unmatched
+    ]
+    if faults:
+        raise UserError(faults)
+    return sites
+
+
+def site_fault(path: str, module: nn.Module) -> str | None:
+    """Why a module cannot be adapted, or None if it can."""
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return (
+            f"target_modules matches {path}, the output of an nn.MultiheadAttention, which reads "
+            "the weight and never calls the layer: an adapter there would do nothing"
+        )
+    if not isinstance(module, nn.Linear):
+        kind = type(module).__name__
+        return f"target_modules matches {path}, a {kind}: only linear layers can be adapted"
+    return None
+
+
+def used_vision_layers(model: nn.Module) -> int | None:
+    """How many layers of the vision tower the language model gets to see.
+
+    ``hidden_states[i]`` is the output after i layers, so with N layers ``vision_feature_layer=-2``
+    sees the first N - 1. Of a list the deepest counts.
+
+    Returns:
+        The number of layers, or None if the model has no vision tower or does not choose among
+        its layers.
+
+    Raises:
+        UserError: ``vision_feature_layer`` lies outside the tower.
+    """
+    chosen = vision_feature_layer(model)
+    numbers = {
+        int(match["layer"])
+        for path, _ in _modules_outside_adapters(model)
+        if path_tower(path) == "vision" and (match := _ATTENTION.fullmatch(path))
+    }
+    if chosen is None or not numbers:
+        return None
+    total = max(numbers) + 1
+    indices = [chosen] if isinstance(chosen, int) else list(chosen)
+    if not all(-total - 1 <= index <= total for index in indices):
+        raise UserError(
+            f"vision_feature_layer {chosen} lies outside a vision tower of {total} layers"
+        )
+    return max(index if index >= 0 else total + 1 + index for index in indices)
+
+
+def vision_feature_layer(model: nn.Module) -> int | list[int] | None:
+    """The setting of that name in the config of a model, which may be wrapped."""
+    for module in model.modules():
+        config = module.__dict__.get("config")
+        chosen = getattr(config, "vision_feature_layer", None)
+        if chosen is not None:
+            return chosen
+    return None
+
+
+def path_tower(path: str) -> str:
+    """``vision``, ``projector`` or ``language``, from the path of a module or parameter."""
+    parts = set(path.split("."))
+    if parts & VISION_PARTS:
+        return "vision"
+    return "projector" if parts & PROJECTOR_PARTS else "language"
+
+
+def layer_number(path: str) -> int | None:
+    """The number of the layer that a module lies in, or None if its path has no number."""
+    match = _LAYER_NUMBER.search(path)
+    return int(match[1]) if match else None
+
+
+def _modules_outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Modules under the paths they have in the bare model; the inside of an adapter is left out."""
+    inside: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        if isinstance(module, MoELoraLayer):
+            inside = (*inside, f"{path}.")
+        yield path, module
+
+
+def _linear_paths(model: nn.Module) -> Iterable[str]:
+    for path, module in _modules_outside_adapters(model):
+        if isinstance(module, nn.Linear | MoELoraLayer):
+            yield path
+
+
+def _pattern_of(matches: Iterable[re.Match[str]]) -> list[str]:
+    """One alternative for each run of layers that have the same projections."""
+    projections: dict[tuple[str, int, str], list[str]] = defaultdict(list)
+    for match in matches:
+        key = match["stem"], int(match["layer"]), match["attention"]
+        projections[key].append(match["projection"])
+    layers: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for (stem, layer, attention), names in projections.items():
+        layers[stem, attention, "|".join(sorted(names))].append(layer)
+    return [
+        rf"{re.escape(stem)}\.({'|'.join(map(str, sorted(numbers)))})\.{attention}\.({names})"
+        for (stem, attention, names), numbers in layers.items()
+    ]
+
+
+def _examples(paths: Iterable[str]) -> str:
+    """A few paths that differ in more than the number of their layer, some of each tower."""
+    kinds: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in paths:
+        kinds[path_tower(path)].setdefault(_LAYER_NUMBER.sub(".N.", path), path)
+    some = [path for tower in kinds.values() for path in list(tower.values())[:3]]
+    return ", ".join(some) or "none"
