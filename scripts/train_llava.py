@@ -1,0 +1,66 @@
+"""Fine-tune LLaVA with MoE-LoRA adapters in both towers, and print its multiple-choice accuracy.
+
+    python scripts/train_llava.py --dataset visual7w --optim grsgd
+    python scripts/train_llava.py --config configs/tiny_shapes.yaml --optim grsgd
+
+The second needs no GPU and no download: the built-in base `tiny` on rendered pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vlmoe.adapter import adapter_table
+from vlmoe.data.dataset import draw, load_split
+from vlmoe.data.registry import locate
+from vlmoe.errors import run_command
+from vlmoe.evaluate.report import accuracy_line, metrics, table
+from vlmoe.models.llava import load_base
+from vlmoe.train import setup
+from vlmoe.train.config import from_command_line
+from vlmoe.train.directory import RunDirectory
+from vlmoe.train.loop import train
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, resume = from_command_line(argv, __doc__)
+    accelerator = setup.make_accelerator(config)
+    directory = RunDirectory(config.run_directory, resume, writes=accelerator.is_main_process)
+
+    data = locate(config.dataset)
+    base = load_base(
+        config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
+    )
+    collator = base.collator(config.image_fit)
+    examples, skipped = setup.fitting(load_split(data, "train"), collator)
+    validation = draw(load_split(data, "validation"), config.eval_questions, config.seed)
+    test = draw(load_split(data, "test"), config.test_questions, config.seed)
+
+    torch.manual_seed(config.seed)
+    model = setup.add_adapter(base, config)
+    accelerator.print(adapter_table(model))
+    accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out as too long")
+
+    directory.start(config, skipped)
+    run = setup.make_run(config, accelerator, model, collator, len(examples), directory)
+    train(
+        run,
+        examples,
+        validate=setup.validator(run, validation, directory),
+        save=lambda step: directory.save_checkpoint(step, run, base.name),
+    )
+
+    if accelerator.is_main_process:
+        directory.save_adapter(model, base.name)
+        scored, base_scored = setup.score_both(run, test)
+        numbers, base_numbers = metrics(scored), metrics(base_scored)
+        directory.finish(run, scored, numbers, base_numbers)
+        print(table({"base": base_numbers, "adapter": numbers}))
+        print(f"run written to {directory.path}")
+        print(accuracy_line(numbers))
+
+
+if __name__ == "__main__":
+    run_command(main)

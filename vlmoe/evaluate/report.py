@@ -1,0 +1,124 @@
+"""Accuracy with its uncertainty: numbers, table, files, and the one line every run ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmoe.evaluate.multiple_choice import Scored
+from vlmoe.files import write_json, write_jsonl
+
+Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
+
+
+def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927), which stays inside [0, 1].
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= correct <= count or count == 0:
+        raise ValueError(f"{correct} of {count} is no proportion")
+    share = correct / count
+    scale = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Accuracy over the labelled questions, overall and per category.
+
+    Returns:
+        ``accuracy``, ``n``, ``ci95`` (Wilson), ``chance`` (of random picks), ``by_category``
+        (the same four for each) and ``unparsed`` (always 0 here: letters need no parsing).
+
+    Raises:
+        ValueError: no question has an answer.
+    """
+    labelled = [item for item in scored if item.correct is not None]
+    if not labelled:
+        raise ValueError("no question has an answer to compare with")
+    categories = sorted({item.example.category for item in labelled})
+    by_category = {
+        category: _summary([item for item in labelled if item.example.category == category])
+        for category in categories
+    }
+    return {**_summary(labelled), "by_category": by_category, "unparsed": 0}
+
+
+def _summary(scored: Sequence[Scored]) -> dict[str, Any]:
+    correct, count = sum(bool(item.correct) for item in scored), len(scored)
+    return {
+        "accuracy": correct / count,
+        "n": count,
+        "ci95": list(wilson(correct, count)),
+        "chance": sum(item.chance for item in scored) / count,
+    }
+
+
+def accuracy_line(numbers: dict[str, Any]) -> str:
+    """The line every run ends with."""
+    low, high = numbers["ci95"]
+    return (
+        f"accuracy {numbers['accuracy']:.4f} (n={numbers['n']}, "
+        f"95% CI {low:.4f}-{high:.4f}, chance {numbers['chance']:.4f})"
+    )
+
+
+def table(columns: dict[str, dict[str, Any]]) -> str:
+    """Accuracies side by side: a row for each category, a column for each scored model."""
+    first = next(iter(columns.values()))
+    rows = [["", "n", "chance", *columns], _row("all", list(columns.values()))]
+    rows += [
+        _row(category, [numbers["by_category"][category] for numbers in columns.values()])
+        for category in first["by_category"]
+    ]
+    return align(rows)
+
+
+def _row(name: str, cells: list[dict[str, Any]]) -> list[str]:
+    return [name, str(cells[0]["n"]), f"{cells[0]['chance']:.3f}", *map(_cell, cells)]
+
+
+def _cell(numbers: dict[str, Any]) -> str:
+    low, high = numbers["ci95"]
+    return f"{numbers['accuracy']:.3f} ({low:.3f}-{high:.3f})"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
+    """What ``predictions.jsonl`` holds: options in the order shown, and what became of them."""
+    return [
+        {
+            "id": item.example.id,
+            "category": item.example.category,
+            "question": item.example.question,
+            "choices": list(item.example.choices),
+            "probabilities": [round(value, 8) for value in item.prediction.probabilities],
+            "prediction": item.prediction.choice,
+            "answer": item.example.answer,
+            "correct": item.correct,
+        }
+        for item in scored
+    ]
+
+
+def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any]) -> None:
+    """Write ``metrics.json`` and ``predictions.jsonl`` into ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_jsonl(directory / "predictions.jsonl", prediction_rows(scored))
+    write_json(directory / "metrics.json", numbers)

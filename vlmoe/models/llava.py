@@ -1,0 +1,284 @@
+"""LLaVA and its processor: the only place that loads transformers models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+try:  # the same pixels whether torchvision is installed or not, and no warning about it
+    from transformers.models.clip.image_processing_pil_clip import (
+        CLIPImageProcessorPil as ImageProcessor,
+    )
+except ImportError:  # transformers < 5.2 has one class, which works with PIL
+    from transformers import CLIPImageProcessor as ImageProcessor  # type: ignore[assignment]
+
+from vlmoe.data.collator import Collator
+from vlmoe.data.example import LETTERS
+from vlmoe.data.prompt import IMAGE, answer, chat
+from vlmoe.errors import UserError
+
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+TINY = "tiny"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+QUANTIZE = ("none", "4bit", "8bit")
+# Left alone when quantizing: letters are read off the head, and the projector is small. Both
+# paths of the projector, because versions of transformers match them in different ways.
+UNQUANTIZED = ["lm_head", "multi_modal_projector", "model.multi_modal_projector"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen LLaVA with what is needed to feed it.
+
+    Attributes:
+        model: all parameters frozen, in evaluation mode.
+        processor: its picture and token counts agree with the model's config.
+        name: what the user asked for (hub id, path or ``tiny``).
+        image_tokens: how many tokens one picture takes.
+        letter_ids: token of each answer letter in the place where it is scored (" A", " B", ...).
+    """
+
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    name: str
+    image_tokens: int
+    letter_ids: tuple[int, ...]
+
+    def collator(self, image_fit: str = "crop") -> Collator:
+        """Makes batches for this model; see ``Collator`` for ``image_fit``."""
+        return Collator(
+            self.processor, self.image_tokens, self.letter_ids, self.max_length, image_fit
+        )
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the language model has positions for."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+
+def load_base(
+    name: str = DEFAULT_MODEL,
+    *,
+    dtype: str = "auto",
+    quantize: str = "none",
+    device: str | torch.device = "cpu",
+) -> Base:
+    """Load LLaVA from the hub, from a directory in transformers format, or the built-in ``tiny``.
+
+    Args:
+        name: hub id, path, or ``tiny``.
+        dtype: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU, fp32 on the CPU.
+        quantize: ``none``, ``4bit`` (nf4, double quantization) or ``8bit``, by bitsandbytes;
+            the head and the projector keep full weights.
+        device: where the model goes.
+
+    Raises:
+        UserError: what ``name`` points to is missing, broken, or no LLaVA; bitsandbytes is needed
+            and not installed; the tokenizer has no single token for the answer letters.
+    """
+    if quantize not in QUANTIZE:
+        raise UserError(f"unknown quantization {quantize!r}: choose from {', '.join(QUANTIZE)}")
+    if quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"--quantize {quantize} needs bitsandbytes, which is not installed: "
+            "pip install 'vlmoe[quantize]'"
+        )
+    device = torch.device(device)
+    torch_dtype = resolve_dtype(dtype, device)
+    source = _source(name)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if not isinstance(config, LlavaConfig):
+            raise UserError(
+                f"{name} is a {config.model_type!r} model, not LLaVA: vlmoe adapts models of "
+                f"type 'llava', such as {DEFAULT_MODEL}"
+            )
+        processor = _load_processor(source, config)
+        options: dict[str, Any] = {"dtype": torch_dtype}
+        if quantize != "none":
+            options["quantization_config"] = _bitsandbytes(quantize, torch_dtype)
+            options["device_map"] = {"": device}
+        model, loaded = LlavaForConditionalGeneration.from_pretrained(
+            source, config=config, output_loading_info=True, **options
+        )
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers would make them up
+        raise UserError(
+            f"the model {name} lacks {len(missing)} weights, among them {', '.join(missing[:3])}: "
+            "download it again"
+        )
+    if quantize == "4bit" and device.type == "cpu":
+        _keep_packing(model)
+    if quantize == "none":
+        model.to(device)  # type: ignore[arg-type]  # transformers' own hint is wrong
+    # By hand: peft's prepare_model_for_kbit_training also raises the rest to float32.
+    model.requires_grad_(False)
+    model.eval()
+    count = image_token_count(config)
+    _check_processor(processor, config, count)
+    return Base(model, processor, name, count, letter_tokens(processor.tokenizer))
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the GPU if there is one. Raises ``UserError`` on a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: use cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"unsupported device {name!r}: use cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"no device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "try --device cpu"
+        )
+    return device
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bf16 on a GPU and fp32 on the CPU. Raises ``UserError`` on an unknown name."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: choose from auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def image_token_count(config: LlavaConfig) -> int:
+    """Tokens one picture takes: its patches, and CLIP's class token if the config keeps it."""
+    vision = _vision(config)
+    side = vision.image_size // vision.patch_size
+    return side * side + (config.vision_feature_select_strategy == "full")
+
+
+def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The token of every answer letter as it follows the prompt, as far as they are single tokens.
+
+    ``A`` and `` A`` are different tokens to most tokenizers, so each letter is read off a whole
+    prompt with its answer.
+
+    Raises:
+        UserError: not even A and B are single, distinct tokens there.
+    """
+    asked = chat("Which?", picture=False)
+    before = tokenizer(asked)["input_ids"]
+    letters: list[int] = []
+    for letter in LETTERS:
+        ids = tokenizer(asked + answer(letter))["input_ids"]
+        if len(ids) != len(before) + 1 or ids[:-1] != before or ids[-1] in letters:
+            break
+        letters.append(ids[-1])
+    if len(letters) < 2:
+        raise UserError(
+            "this tokenizer does not make one token of each answer letter behind 'ASSISTANT:', "
+            "so options cannot be scored by their letters; use a LLaVA-1.5 tokenizer"
+        )
+    return tuple(letters)
+
+
+def _vision(config: LlavaConfig) -> Any:
+    return config.vision_config  # typed as optional, and as any model's
+
+
+def _source(name: str) -> str:
+    if name == TINY:
+        return str(Path(__file__).parent / "tiny")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} holds no config.json: not a model in transformers format")
+        return str(path)
+    if path.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise UserError(f"no model directory at {name}")
+    return name
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    if Path(name).expanduser().is_dir():
+        return f"cannot read the model in {name}: {str(error).splitlines()[0]}"
+    return (
+        f"cannot get the model {name!r} from the hub (no network, no such model, or no access) "
+        "and it is not in the local cache. On a machine with network run "
+        f"`hf download {name} --local-dir DIR`, then pass `--model DIR`; "
+        "or try everything without a download: `--model tiny`"
+    )
+
+
+def _bitsandbytes(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        # Any list here drops the automatic exclusion of the head, so it is named.
+        llm_int8_skip_modules=UNQUANTIZED,
+    )
+
+
+def _keep_packing(model: LlavaForConditionalGeneration) -> None:
+    """Stop bitsandbytes from repacking weights for the CPU at their first evaluation.
+
+    Repacking rounds their scales: the base would not be the same before and after it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _load_processor(source: str, config: LlavaConfig) -> LlavaProcessor:
+    """The processor, with its numbers from the model's config: saved ones are often missing."""
+    return LlavaProcessor(
+        image_processor=ImageProcessor.from_pretrained(source),
+        tokenizer=AutoTokenizer.from_pretrained(source),
+        patch_size=_vision(config).patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # CLIP's class token
+        image_token=IMAGE,
+    )
+
+
+def _check_processor(processor: LlavaProcessor, config: LlavaConfig, expected: int) -> None:
+    tokenizer = processor.tokenizer
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+    if image_id != config.image_token_id:
+        raise UserError(
+            f"the tokenizer's {IMAGE} is token {image_id}, the model expects "
+            f"{config.image_token_id}: tokenizer and model do not belong together"
+        )
+    crop = processor.image_processor.crop_size
+    side = _vision(config).image_size
+    if (crop["height"], crop["width"]) != (side, side):
+        raise UserError(
+            f"the picture processor makes {crop['width']} x {crop['height']} pixels, the vision "
+            f"tower takes {side} x {side}: processor and model do not belong together"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    blank = torch.zeros(3, side, side, dtype=torch.uint8)
+    made = processor(images=blank, text=IMAGE)["input_ids"][0].count(image_id)
+    if made != expected:
+        raise UserError(f"the processor makes {made} tokens of a picture, the model {expected}")
