@@ -1,0 +1,177 @@
+"""The two commands from end to end, on a random LLaVA directory and a small prepared dataset."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.models_for_tests import save_small_llava
+from vlmoe.adapter import load_adapter
+from vlmoe.models.llava import load_base
+
+LAST_LINE = r"accuracy \d\.\d{4} \(n=\d+, 95% CI \d\.\d{4}-\d\.\d{4}, chance 0\.2500\)"
+ROOT = Path(__file__).parents[2]
+
+
+def losses(run: Path) -> list[float]:
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def adapter_bytes(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_run_leaves_what_it_promises(train, small, tmp_path, capsys):
+    train(*small, "--optim", "grsgd", "--output", "run")
+    out = capsys.readouterr().out
+    assert re.fullmatch(LAST_LINE, out.splitlines()[-1])
+    assert re.search(r"vision +2 +8 +4/2/2", out)  # the third layer is never read
+    assert re.search(r"language +2 +8 +4/2/2", out)
+
+    run = tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.yaml", "log.jsonl", "curves.png", "checkpoints", "adapter",
+                     "metrics.json", "predictions.jsonl", "README.md"}  # fmt: skip
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-3", "step-6"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["optim"], config["experts"]) == ("grsgd", 4)
+    rows = [json.loads(line) for line in (run / "log.jsonl").open()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0].keys() >= {"step", "loss", "lr", "tokens_per_second", "data_wait"}
+    rates = [row["lr"] for row in steps]
+    assert rates == pytest.approx([0.01 * (1 - step / 6) for step in range(6)])
+    assert [row["step"] for row in rows if "validation_accuracy" in row] == [3, 6]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics.keys() >= {"accuracy", "n", "ci95", "chance", "by_category", "unparsed", "base"}
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "moe-lora" in (run / "adapter" / "README.md").read_text()
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert adapter["peft_type"] == "MOE_LORA"
+
+
+@pytest.mark.parametrize("optim", ["sgd", "rsgd", "gsgd", "adamw", "radamw", "gadamw", "gradamw"])
+def test_every_optimizer_changes_the_adapter(train, small, tmp_path, optim):
+    train(*small, "--optim", optim, "--output", optim, "--max-steps", 2)
+    weights = load_adapter(load_base(small[1]).model, tmp_path / optim).state_dict()
+    moved = [name for name, value in weights.items() if "moe_lora_B" in name and value.any()]
+    assert len(moved) == 16
+
+
+def test_same_seed_same_losses(train, small, tmp_path):
+    for name in ("a", "b"):
+        train(*small, "--output", name)
+    train(*small, "--output", "c", "--seed", 1)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert adapter_bytes(tmp_path / "a") == adapter_bytes(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+def test_pieces_do_not_change_the_mathematics(train, small, tmp_path):
+    """Also where the pieces are of different size: 4 questions in 3 pieces."""
+    for pieces in (1, 3):
+        train(*small, "--dropout", 0, "--grad-accum", pieces, "--output", f"in{pieces}")
+    assert losses(tmp_path / "in1") == pytest.approx(losses(tmp_path / "in3"), rel=1e-5)
+
+
+@pytest.mark.parametrize("optim", ["grsgd", "gradamw", "adamw"])
+def test_resumed_run_ends_like_the_uninterrupted(train, small, tmp_path, optim):
+    import shutil
+
+    train(*small, "--optim", optim, "--output", "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-6")
+    shutil.rmtree(tmp_path / "cut" / "adapter")
+    train("--output", "cut", "--resume", "--max-steps", 6)
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_evaluate_agrees_with_training(train, evaluate, small, tmp_path, capsys):
+    train(*small, "--output", "run")
+    trained = capsys.readouterr().out.splitlines()[-1]
+    for adapter in ("run", "run/adapter"):
+        evaluate("--adapter", adapter, "--dataset", small[3], "--batch-size", 3)
+        assert capsys.readouterr().out.splitlines()[-1] == trained
+    report = tmp_path / "run" / "evaluate" / "prepared-test"
+    written = [json.loads(line) for line in (report / "predictions.jsonl").open()]
+    own = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").open()]
+    assert [row["prediction"] for row in written] == [row["prediction"] for row in own]
+
+    evaluate("--adapter", "none", "--model", small[1], "--dataset", small[3])
+    base = json.loads((tmp_path / "run" / "metrics.json").read_text())["base"]
+    assert f"accuracy {base['accuracy']:.4f}" in capsys.readouterr().out
+    evaluate("--adapter", "run", "--dataset", small[3], "--blank-images", "--limit", 5)
+    assert "(n=5," in capsys.readouterr().out
+
+
+def test_adapter_in_a_new_process_gives_the_same_bits(train, small, tmp_path):
+    train(*small, "--output", "run")
+    code = (
+        "import sys, torch; from vlmoe.adapter import load_adapter;"
+        "from vlmoe.models.llava import load_base;"
+        "model = load_adapter(load_base(sys.argv[1]).model, sys.argv[2]);"
+        "ids = torch.arange(3, 40)[None];"
+        "torch.save(model(input_ids=ids).logits.detach(), sys.argv[3])"
+    )
+    saved = tmp_path / "logits.pt"
+    subprocess.run([sys.executable, "-c", code, small[1], "run", saved], check=True, cwd=tmp_path)
+    model = load_adapter(load_base(small[1]).model, tmp_path / "run")
+    with torch.no_grad():
+        here = model(input_ids=torch.arange(3, 40)[None]).logits
+    assert torch.equal(torch.load(saved, weights_only=True), here)
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_quantized_base(train, evaluate, small, tmp_path, quantize, capsys):
+    pytest.importorskip("bitsandbytes")
+    train(*small, "--quantize", quantize, "--output", "run", "--gradient-checkpointing")
+    assert all(loss > 0 for loss in losses(tmp_path / "run"))
+    trained = capsys.readouterr().out.splitlines()[-1]
+    evaluate("--adapter", "run", "--dataset", small[3], "--quantize", quantize)
+    assert capsys.readouterr().out.splitlines()[-1] == trained
+
+
+def test_bf16_base_keeps_float32_factors(train, small, tmp_path):
+    from safetensors.torch import load_file
+
+    train(*small, "--dtype", "bf16", "--output", "run")
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {"torch.float32"}
+
+
+def test_checkpoints_are_adapters_too(train, evaluate, small, tmp_path, capsys):
+    train(*small, "--output", "run")
+    trained = capsys.readouterr().out.splitlines()[-1]
+    evaluate("--adapter", "run/checkpoints/step-6", "--dataset", small[3])
+    assert capsys.readouterr().out.splitlines()[-1] == trained
+
+
+def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory):
+    from data_prep import visual7w
+    from tests.visual7w_source import write_json, write_source
+
+    content = write_source(tmp_path / "raw", images=6)
+    content["images"][0]["qa_pairs"][0]["question"] = "What is it? " * 400
+    write_json(tmp_path / "raw", content)
+    visual7w.prepare(tmp_path / "raw", tmp_path / "long")
+    train(*small, "--dataset", tmp_path / "long", "--output", "run")
+    (row,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
+    assert row["id"] == str(content["images"][0]["qa_pairs"][0]["qa_id"])
+
+
+def test_adapter_for_another_model(train, evaluate, small, tmp_path):
+    from vlmoe.errors import UserError
+
+    train(*small, "--output", "run")
+    wider = save_small_llava(tmp_path / "wider", width=64)
+    with pytest.raises(UserError, match="does not fit the model"):
+        evaluate("--adapter", "run", "--model", wider, "--dataset", small[3])

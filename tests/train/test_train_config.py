@@ -1,0 +1,133 @@
+"""Settings: read from YAML and flags, every fault at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from vlmoe.errors import UserError
+from vlmoe.train.config import (
+    TrainConfig,
+    build,
+    field_docs,
+    from_command_line,
+    read_yaml,
+    to_yaml,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def faults(**values) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        build(values)
+    return caught.value.faults
+
+
+def test_defaults_are_the_papers():
+    config = TrainConfig()
+    assert (config.experts, config.top_k, config.rank, config.alpha) == (20, 10, 4, 16)
+    assert (config.batch_size, config.dropout, config.gate_lr) == (40, 0.05, 3e-8)
+    assert (config.optim, config.rescale, config.damping) == ("grsgd", "sqrt", 1e-6)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_file_loads(path):
+    assert build(read_yaml(path)).dataset
+
+
+def test_there_are_shipped_files():
+    assert CONFIGS
+
+
+def test_every_field_is_documented_and_a_flag(capsys):
+    docs = field_docs(TrainConfig)
+    assert set(docs) == {field.name for field in dataclasses.fields(TrainConfig)}
+    with pytest.raises(SystemExit):
+        from_command_line(["--help"], "what it does")
+    text = capsys.readouterr().out
+    for name in docs:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("experts: 8\ntop-k: 2\nlr: 3e-4\n")
+    config, resume = from_command_line(["--config", str(file), "--experts", "6"], None)
+    assert (config.experts, config.top_k, config.lr) == (6, 2, 3e-4)  # YAML reads 3e-4 as text
+    assert resume is None
+
+
+def test_yaml_goes_round(tmp_path):
+    config = TrainConfig(optim="adamw", lr=1e-7, epochs=0.5, gradient_checkpointing=True)
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert build(read_yaml(file)) == config
+
+
+def test_all_faults_at_once():
+    found = faults(expert=3, optim="adam", rank=0, top_k=30, lr=-1.0, dropout=1.5)
+    assert len(found) == 6
+    assert found[0] == "unknown key 'expert' (did you mean 'experts'?)"
+    text = "\n".join(found)
+    for part in ("unknown optim 'adam'", "rank must be at least 1", "top_k 30 is above",
+                 "lr must be above 0", "dropout must be"):  # fmt: skip
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"experts": "many"}, "experts must be of type int, got 'many'"),
+        ({"experts": True}, "experts must be of type int"),
+        ({"lr": "fast"}, "lr must be a number"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 4, "grad_accum": 5}, "grad_accum 5 is above batch_size 4"),
+        ({"max_steps": 5, "epochs": 1}, "give max_steps or epochs, not both"),
+        ({"quantize": "2bit"}, "unknown quantize '2bit': choose from none, 4bit, 8bit"),
+        ({"gate_rescale": "cube"}, "unknown gate_rescale"),
+        ({"lr_end_ratio": 2.0}, "lr_end_ratio must be between 0 and 1"),
+        ({"damping": -1e-6}, "damping must not be negative"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"dataset": None}, "dataset must be of type str"),
+    ],
+)
+def test_single_faults(values, message):
+    assert any(message in fault for fault in faults(**values))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not readable YAML"), ("- 1\n- 2\n", "must hold `key: value` lines")],
+)
+def test_broken_files(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_yaml(file)
+    with pytest.raises(UserError, match="no config file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_pieces_hold_five_questions_unless_told():
+    assert TrainConfig().pieces == 8
+    assert TrainConfig(batch_size=3).pieces == 1
+    assert TrainConfig(grad_accum=2).pieces == 2
+
+
+def test_resume_takes_the_saved_settings(tmp_path):
+    saved = TrainConfig(output=str(tmp_path), experts=8, top_k=2, lr=0.5)
+    (tmp_path / "config.yaml").write_text(to_yaml(saved))
+    same, resume = from_command_line(["--output", str(tmp_path), "--resume"], None)
+    assert (same, resume) == (saved, "latest")
+    harmless, _ = from_command_line(
+        ["--output", str(tmp_path), "--resume", "--save-steps", "7"], None
+    )
+    assert harmless == dataclasses.replace(saved, save_steps=7)
+    with pytest.raises(UserError, match=r"lr cannot change .* it was 0\.5, now 0\.25"):
+        from_command_line(["--output", str(tmp_path), "--resume", "--lr", "0.25"], None)
+    with pytest.raises(UserError, match="nothing to resume"):
+        from_command_line(["--output", str(tmp_path / "other"), "--resume"], None)

@@ -1,0 +1,71 @@
+"""The model card of a run, and of its adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+import transformers
+import yaml
+
+import vlmoe
+from vlmoe.evaluate.report import accuracy_line, table
+from vlmoe.models.llava import TINY
+from vlmoe.train.config import TrainConfig, to_yaml
+
+_NOT_LLAVA = (
+    "\n**The base is `tiny`, a toy of two million parameters for trying the tool.** Nothing here "
+    "says how LLaVA would do.\n"
+)
+
+
+def model_card(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[str, Any]) -> str:
+    """Markdown with the front matter the hub reads: what was trained, how, and how well it does."""
+    facts = {
+        "library_name": "peft",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["vlmoe", "moe-lora", "llava", "multiple-choice", config.optim],
+    }
+    if config.model != TINY:
+        facts["base_model"] = config.model
+    return f"""---
+{yaml.safe_dump(facts, sort_keys=False).strip()}
+---
+
+# MoE-LoRA adapter for {config.model}, trained on {config.dataset} with {config.optim}
+{_NOT_LLAVA if config.model == TINY else ""}
+{config.experts} experts of rank {config.rank} on each adapted layer, {config.top_k} per token
+(arXiv 2502.15828); gate rescaling `{config.rescale}`. It takes a picture and a question with
+lettered options, and answers with a letter.
+
+## Accuracy on the test split of {config.dataset}
+
+```
+{table({"base": base_numbers, "adapter": numbers})}
+
+{accuracy_line(numbers)}
+```
+
+Intervals are Wilson's 95% intervals over questions. Remake these numbers with
+`python scripts/evaluate.py --adapter RUN --dataset {config.dataset} --split test`.
+
+## Use
+
+```python
+from vlmoe.adapter import load_adapter
+from vlmoe.models.llava import load_base
+
+base = load_base({config.model!r})
+model = load_adapter(base.model, "RUN")
+```
+
+## Settings
+
+```yaml
+{to_yaml(config).strip()}
+```
+
+Versions: vlmoe {vlmoe.__version__}, torch {torch.__version__},
+transformers {transformers.__version__}, peft {peft.__version__}.
+"""

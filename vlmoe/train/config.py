@@ -1,0 +1,327 @@
+"""Every setting of a training run: one dataclass, read from YAML and flags, checked at birth."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmoe.adapter.config import GATE_RESCALES
+from vlmoe.data.collator import IMAGE_FITS
+from vlmoe.errors import UserError
+from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
+from vlmoe.optim.recipe import OPTIMIZERS
+
+CONFIG_FILE = "config.yaml"
+DEFAULT_STEPS = 1000
+# What a resumed run may change: it alters memory, speed and what is written, not the mathematics.
+HARMLESS = {
+    "output",
+    "device",
+    "workers",
+    "grad_accum",
+    "gradient_checkpointing",
+    "log_steps",
+    "eval_steps",
+    "eval_questions",
+    "eval_batch_size",
+    "test_questions",
+    "save_steps",
+}
+DEFAULT_PIECE = 5  # questions computed at once; fits LLaVA-7B in bf16 on one large GPU
+
+
+@dataclass
+class TrainConfig:
+    """Settings of a run. Each field's text below is its ``--help``.
+
+    Raises:
+        UserError: all values that are out of range, together.
+    """
+
+    dataset: str = "visual7w"
+    """name (visual7w, shapes, ...), looked up as data/NAME, or the path of a prepared dataset"""
+    model: str = DEFAULT_MODEL
+    """hub id or path of a LLaVA-1.5 model, or `tiny`, the built-in base"""
+    output: str | None = None
+    """run directory (default runs/DATASET-OPTIM)"""
+    optim: str = "grsgd"
+    """sgd or adamw; r in front: Riemannian preconditioner; g in front: gate rescaling"""
+    lr: float | None = None
+    """learning rate of the experts (default 3e-5 for the SGD family, 1e-5 for AdamW's)"""
+    gate_lr: float = 3e-8
+    """learning rate of the router gates"""
+    lr_end_ratio: float = 0.0
+    """the rates fall linearly to this share of themselves at the last step"""
+    gate_clip: float = 1.0
+    """largest gradient norm of all gates together"""
+    damping: float = 1e-6
+    """delta, added to the r x r matrices before they are inverted"""
+    weight_decay: float = 0.0
+    """decoupled weight decay (AdamW family)"""
+    experts: int = 20
+    """LoRA experts in each adapted layer"""
+    top_k: int = 10
+    """experts in use for each token"""
+    rank: int = 4
+    """rank of each expert"""
+    alpha: float = 16.0
+    """the experts' sum is scaled by alpha / rank"""
+    dropout: float = 0.05
+    """share of a layer's inputs that its experts do not see, in training"""
+    gate_rescale: str | None = None
+    """what the backward pass does with the gates: none, sqrt or exact (default: as --optim says)"""
+    target_modules: str | None = None
+    """regular expression on whole module paths (default: all attention projections, both towers)"""
+    max_steps: int | None = None
+    """optimizer steps (default 1000, unless --epochs is given)"""
+    epochs: float | None = None
+    """passes over the training questions, in place of --max-steps"""
+    batch_size: int = 40
+    """questions in one optimizer step, over all devices and pieces"""
+    grad_accum: int | None = None
+    """pieces a step is computed in: more pieces, less memory, the same mathematics (default:
+    pieces of at most 5 questions)"""
+    seed: int = 0
+    """of initial experts, order of questions and dropout"""
+    image_fit: str = "crop"
+    """pictures that are not square: crop to the middle (the hub's processor), or pad (original
+    LLaVA)"""
+    quantize: str = "none"
+    """none, 4bit (nf4) or 8bit base weights; needs bitsandbytes"""
+    dtype: str = "auto"
+    """of the base: fp32, bf16, fp16, or auto (bf16 on a GPU, fp32 on the CPU)"""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto"""
+    gradient_checkpointing: bool = False
+    """compute activations twice instead of keeping them: slower, far less memory"""
+    workers: int = 0
+    """processes that decode pictures ahead of the model"""
+    log_steps: int = 10
+    """a line in log.jsonl every so many steps"""
+    eval_steps: int = 200
+    """score the validation split every so many steps; 0: never"""
+    eval_questions: int = 500
+    """validation questions to score (drawn once, by the seed); 0: all"""
+    test_questions: int = 2000
+    """test questions to score at the end, with and without adapter; 0: all"""
+    eval_batch_size: int = 16
+    """questions in one forward pass when scoring; it does not change the answers"""
+    save_steps: int = 500
+    """a checkpoint every so many steps; 0: none but the final adapter"""
+
+    def __post_init__(self) -> None:
+        faults = [*_type_faults(self)] or [*_range_faults(self)]
+        if faults:
+            raise UserError(faults)
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the run is written."""
+        name = Path(self.dataset).name
+        return Path(self.output) if self.output else Path("runs") / f"{name}-{self.optim}"
+
+    @property
+    def pieces(self) -> int:
+        """Pieces each step is computed in."""
+        return self.grad_accum or math.ceil(self.batch_size / DEFAULT_PIECE)
+
+    @property
+    def rescale(self) -> str:
+        """The gate rescaling in force."""
+        return self.gate_rescale or OPTIMIZERS[self.optim].gate_rescale
+
+
+def from_command_line(
+    argv: Sequence[str] | None, description: str | None
+) -> tuple[TrainConfig, str | None]:
+    """Read flags and ``--config FILE.yaml``; flags win.
+
+    Returns:
+        The settings, and the ``--resume`` argument: None, ``"latest"`` or a checkpoint's path.
+
+    Raises:
+        UserError: every unknown key and every value out of range, together.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; flags win")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="CHECKPOINT",
+        help="go on with the run in --output from its latest (or this) checkpoint",
+    )
+    docs = field_docs(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        kind = _kind(field)
+        shown = "" if field.default is None or kind is bool else f" (default {field.default})"
+        options: dict[str, Any] = {"help": docs[field.name].replace("%", "%%") + shown}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **options
+        )
+    given = vars(parser.parse_args(argv))
+    file, resume = given.pop("config"), given.pop("resume")
+    values = {**(read_yaml(file) if file else {}), **given}
+    return (build_resumed(values) if resume else build(values)), resume
+
+
+def build_resumed(values: dict[str, Any]) -> TrainConfig:
+    """The settings of the run that is resumed; ``values`` may change only what is harmless.
+
+    Raises:
+        UserError: there is no such run, or a value would change what is computed.
+    """
+    asked = build(values)
+    file = asked.run_directory / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"nothing to resume: {asked.run_directory} holds no run")
+    saved = build(read_yaml(file))
+    faults = [
+        f"{key} cannot change when a run is resumed: it was {getattr(saved, key)!r}, "
+        f"now {getattr(asked, key)!r}"
+        for key in values
+        if key not in HARMLESS and getattr(asked, key) != getattr(saved, key)
+    ]
+    if faults:
+        raise UserError(faults)
+    return dataclasses.replace(saved, **{key: getattr(asked, key) for key in values})
+
+
+def build(values: dict[str, Any]) -> TrainConfig:
+    """A config from a mapping. Raises ``UserError`` with all unknown keys and faulty values."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = [f"unknown key {key!r}{_nearest(key, known)}" for key in values if key not in known]
+    try:
+        config = TrainConfig(**{key: value for key, value in values.items() if key in known})
+    except UserError as error:
+        raise UserError(unknown + error.faults) from None
+    if unknown:
+        raise UserError(unknown)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; `-` and `_` in keys mean the same. Raises ``UserError``."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no config file at {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold `key: value` lines, one for each setting")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The settings as YAML that `--config` reads back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+@cache
+def field_docs(config: type) -> dict[str, str]:
+    """The text that stands under each field of a dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for field, text in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(text.value, ast.Constant)
+            docs[field.target.id] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def _kind(field: dataclasses.Field[Any]) -> type:
+    """The field's type without ``| None``."""
+    hint = typing.get_type_hints(TrainConfig)[field.name]
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in hint.__args__ if part is not types.NoneType)
+    return hint
+
+
+def _type_faults(config: TrainConfig):
+    for field in dataclasses.fields(config):
+        kind, value = _kind(field), getattr(config, field.name)
+        if value is None and field.default is None:
+            continue
+        if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-5 as text
+            try:
+                value = float(value)
+            except ValueError:
+                yield f"{field.name} must be a number, got {value!r}"
+                continue
+            setattr(config, field.name, value)
+        if kind is float and type(value) is int:
+            setattr(config, field.name, float(value))
+        elif type(value) is not kind:
+            yield f"{field.name} must be of type {kind.__name__}, got {value!r}"
+
+
+def _range_faults(config: TrainConfig):
+    choices: dict[str, list[str]] = {
+        "optim": list(OPTIMIZERS),
+        "quantize": list(QUANTIZE),
+        "dtype": ["auto", *DTYPES],
+        "image_fit": list(IMAGE_FITS),
+        "gate_rescale": list(GATE_RESCALES),
+    }
+    for name, allowed in choices.items():
+        value = getattr(config, name)
+        if value is not None and value not in allowed:
+            yield f"unknown {name} {value!r}: choose from {', '.join(allowed)}"
+    for name in ("experts", "top_k", "rank", "batch_size", "grad_accum", "log_steps",
+                 "eval_batch_size", "max_steps"):  # fmt: skip
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            yield f"{name} must be at least 1, got {value}"
+    for name in ("eval_steps", "eval_questions", "test_questions", "save_steps", "workers",
+                 "gate_lr", "damping", "weight_decay", "seed"):  # fmt: skip
+        value = getattr(config, name)
+        if not 0 <= value < float("inf"):
+            yield f"{name} must not be negative, got {value}"
+    for name in ("lr", "alpha", "gate_clip", "epochs"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            yield f"{name} must be above 0, got {value}"
+    if config.top_k > config.experts:
+        yield f"top_k {config.top_k} is above the number of experts {config.experts}"
+    if not 0 <= config.dropout < 1:
+        yield f"dropout must be at least 0 and below 1, got {config.dropout}"
+    if not 0 <= config.lr_end_ratio <= 1:
+        yield f"lr_end_ratio must be between 0 and 1, got {config.lr_end_ratio}"
+    if config.grad_accum is not None and config.grad_accum > config.batch_size >= 1:
+        yield (
+            f"grad_accum {config.grad_accum} is above batch_size {config.batch_size}: "
+            "a step cannot have more pieces than questions"
+        )
+    if config.max_steps is not None and config.epochs is not None:
+        yield "give max_steps or epochs, not both"
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

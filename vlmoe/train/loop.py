@@ -1,0 +1,210 @@
+"""The training loop, in the open: every step from questions to weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from vlmoe.adapter.report import check_gradients
+from vlmoe.data.collator import ANSWER_TOKENS, IGNORED, Collator
+from vlmoe.data.example import Example
+from vlmoe.errors import UserError
+from vlmoe.optim.recipe import clip_gates
+from vlmoe.train.batches import StepOrder, pieces
+from vlmoe.train.config import TrainConfig
+from vlmoe.train.tracking import Log
+
+
+@dataclass
+class Run:
+    """All that a training run consists of.
+
+    Attributes:
+        config: its settings.
+        accelerator: devices and precision.
+        model: the adapted model; only adapters have gradients.
+        collator: makes its batches.
+        optimizer: experts and gates as groups of their own.
+        schedule: of the learning rates, one tick for each step.
+        log: where each logged step goes.
+        steps: in all.
+        done: of them, before this process (a resumed run).
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: PeftModel
+    collator: Collator
+    optimizer: Optimizer
+    schedule: LRScheduler
+    log: Log
+    steps: int
+    done: int = 0
+
+
+def train(
+    run: Run,
+    examples: Sequence[Example],
+    *,
+    validate: Callable[[int], None] | None = None,
+    save: Callable[[int], None] | None = None,
+) -> None:
+    """Train the adapters.
+
+    Args:
+        run: what to train with.
+        examples: the training questions.
+        validate: called with the number of steps done, every ``eval_steps`` and at the end.
+        save: called likewise, every ``save_steps``.
+
+    Raises:
+        vlmoe.adapter.report.GradientError: an adapter got no gradient in the first step.
+        UserError: the loss is no longer a number.
+    """
+    config, accelerator = run.config, run.accelerator
+    model, optimizer = accelerator.prepare(run.model, run.optimizer)
+    accum, world = config.pieces, accelerator.num_processes
+    order = StepOrder(len(examples), config.batch_size, config.seed)
+    batches = pieces(
+        examples,
+        run.collator,
+        order,
+        range(run.done, run.steps),
+        grad_accum=accum,
+        rank=accelerator.process_index,
+        world=world,
+        workers=config.workers,
+    )
+    model.train()
+    checked = False
+    clock = _Clock()
+    bar = tqdm(
+        total=run.steps,
+        initial=run.done,
+        desc="train",
+        unit="step",
+        disable=None if accelerator.is_main_process else True,
+    )
+    for step in range(run.done + 1, run.steps + 1):
+        clock.wait()
+        parts = [_to(next(batches), accelerator.device) for _ in range(accum)]
+        clock.work()
+        # Every answer token of the step weighs the same, however it is cut into pieces.
+        answers = sum((part["labels"] != IGNORED).sum() for part in parts)
+        answers = accelerator.reduce(torch.as_tensor(answers), "sum")
+        loss = torch.zeros((), device=accelerator.device)
+        for at, part in enumerate(parts):
+            last = at == accum - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                part_loss = answer_loss(model, part) / answers
+                accelerator.backward(part_loss * world)  # ranks are averaged, we want their sum
+            loss += part_loss.detach()
+
+        if not checked and any("pixel_values" in part for part in parts):
+            check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
+            checked = True
+        if accelerator.sync_gradients:
+            accelerator.unscale_gradients(optimizer)
+        gate_norm = clip_gates(optimizer, config.gate_clip)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        optimizer.step()
+        optimizer.zero_grad()
+        if not optimizer.step_was_skipped:
+            run.schedule.step()
+
+        clock.count(parts)
+        bar.update()
+        if step % config.log_steps == 0 or step in (1, run.steps):
+            value = float(accelerator.reduce(loss, "sum"))
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the loss is {value} at step {step}: lower --lr (now {config.lr}) or raise "
+                    f"--damping (now {config.damping}); finished checkpoints are kept"
+                )
+            bar.set_postfix(loss=f"{value:.4f}")
+            if accelerator.is_main_process:
+                run.log.write(
+                    {
+                        "step": step,
+                        "loss": value,
+                        "lr": rates["experts"],
+                        "gate_lr": rates["gates"],
+                        "gate_norm": float(gate_norm),
+                        "damping_retries": int(getattr(run.optimizer, "retries", 0)),
+                        **clock.read(world),
+                    }
+                )
+        if validate and config.eval_steps and _due(step, config.eval_steps, run.steps):
+            validate(step)
+            model.train()
+            clock.reset()
+        if save and config.save_steps and step % config.save_steps == 0:
+            save(step)
+            clock.reset()
+    bar.close()
+
+
+def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Summed cross-entropy of the answers' tokens, float32 at least.
+
+    Answers stand at the end of every row, so only the last logits are computed.
+    """
+    labels = batch["labels"][:, -ANSWER_TOKENS:]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    out = model(**inputs, logits_to_keep=ANSWER_TOKENS + 1, use_cache=False)
+    logits = out.logits[:, :-1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+class _Clock:
+    """Speed since the last reading, validation and saving left out."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.start, self.waited = time.perf_counter(), 0.0
+        self.tokens = self.questions = 0
+
+    def wait(self) -> None:
+        self.since = time.perf_counter()
+
+    def work(self) -> None:
+        self.waited += time.perf_counter() - self.since
+
+    def count(self, parts: list[dict[str, torch.Tensor]]) -> None:
+        self.tokens += sum(part["attention_mask"].numel() for part in parts)
+        self.questions += sum(len(part["input_ids"]) for part in parts)
+
+    def read(self, world: int) -> dict[str, float]:
+        """Tokens (padding included) and questions per second over all devices; share of waiting."""
+        passed = time.perf_counter() - self.start
+        speeds = {
+            "tokens_per_second": round(world * self.tokens / passed, 1),
+            "questions_per_second": round(world * self.questions / passed, 2),
+            "data_wait": round(self.waited / passed, 4),
+        }
+        self.reset()
+        return speeds

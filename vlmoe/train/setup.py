@@ -1,0 +1,152 @@
+"""The parts of a run, each made from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel, get_peft_model
+
+from vlmoe.adapter import MoELoraConfig, factor_pairs, gates
+from vlmoe.data.collator import Collator
+from vlmoe.data.dataset import ExampleDataset
+from vlmoe.errors import UserError
+from vlmoe.evaluate.multiple_choice import Scored, score
+from vlmoe.evaluate.report import metrics
+from vlmoe.models.llava import Base, resolve_device, resolve_dtype
+from vlmoe.optim.recipe import build_optimizer, linear_schedule
+from vlmoe.predict import Predictor
+from vlmoe.train import checkpoint
+from vlmoe.train.batches import total_steps
+from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
+from vlmoe.train.directory import RunDirectory
+from vlmoe.train.loop import Run
+from vlmoe.train.tracking import Log
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices and precision, under ``accelerate launch`` or alone.
+
+    Raises:
+        UserError: the device is not there, or cannot train in fp16.
+    """
+    wanted = resolve_device(config.device)
+    half = resolve_dtype(config.dtype, wanted) == torch.float16
+    if half and wanted.type == "cpu":
+        raise UserError("fp16 cannot be trained on the CPU: use --dtype bf16 or fp32")
+    if wanted.type == "cuda" and wanted.index is not None:
+        torch.cuda.set_device(wanted)
+    # bf16 needs nothing: the base is loaded in it and the adapters stay float32. fp16 needs
+    # its loss scaled, or small gradients vanish.
+    return Accelerator(cpu=wanted.type == "cpu", mixed_precision="fp16" if half else "no")
+
+
+def fitting(examples: ExampleDataset, collator: Collator) -> tuple[ExampleDataset, list[str]]:
+    """Leave out questions that take more tokens than the model has positions for.
+
+    Returns:
+        The questions that fit, and the ids of those that do not.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    keep, skipped = [], []
+    for at in range(len(examples)):
+        example = examples.text(at)
+        pictures = examples.image_key(at) is not None
+        if collator.length(example, picture=pictures) <= collator.max_length:
+            keep.append(at)
+        else:
+            skipped.append(example.id)
+    if not keep:
+        raise UserError(
+            f"no question of {examples.directory} fits into the model's "
+            f"{collator.max_length} tokens"
+        )
+    return (examples.select(keep) if skipped else examples), skipped
+
+
+def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
+    """Put the experts into both towers; everything else stays frozen."""
+    if config.gradient_checkpointing:
+        # Re-entrant checkpointing drops the gradients of the vision tower, whose input needs none.
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    settings = MoELoraConfig(
+        num_experts=config.experts,
+        top_k=config.top_k,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        gate_rescale=config.rescale,
+        target_modules=config.target_modules,
+    )
+    return get_peft_model(base.model, settings)
+
+
+def make_run(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: PeftModel,
+    collator: Collator,
+    questions: int,
+    directory: RunDirectory,
+) -> Run:
+    """Optimizer, schedule and log; and the state of the checkpoint if the run is resumed."""
+    optimizer = build_optimizer(
+        config.optim,
+        factor_pairs(model),
+        gates(model),
+        lr=config.lr,
+        gate_lr=config.gate_lr,
+        damping=config.damping,
+        weight_decay=config.weight_decay,
+    )
+    steps = total_steps(
+        questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS
+    )
+    schedule = linear_schedule(optimizer, steps, config.lr_end_ratio)
+    done = 0
+    if directory.checkpoint is not None:
+        done = checkpoint.load(directory.checkpoint, model, optimizer, schedule)
+        print(f"resumed from {directory.checkpoint}: {done} of {steps} steps are done")
+    log = Log(directory.log, from_step=done)
+    return Run(config, accelerator, model, collator, optimizer, schedule, log, steps, done)
+
+
+def validator(run: Run, examples: ExampleDataset, directory: RunDirectory) -> Callable[[int], None]:
+    """What scores the validation questions while training, logs and draws."""
+
+    def validate(step: int) -> None:
+        if not run.accelerator.is_main_process:
+            return
+        numbers = metrics(_score(run, examples, f"validate, step {step}"))
+        run.log.write(
+            {
+                "step": step,
+                "validation_accuracy": numbers["accuracy"],
+                "validation_ci95": numbers["ci95"],
+                "validation_n": numbers["n"],
+                "chance": numbers["chance"],
+            }
+        )
+        directory.draw(run)
+
+    return validate
+
+
+def score_both(run: Run, examples: ExampleDataset) -> tuple[list[Scored], list[Scored]]:
+    """Score the same questions with the adapter and with the untouched base."""
+    adapted = _score(run, examples, "test")
+    with run.model.disable_adapter():
+        return adapted, _score(run, examples, "test, base alone")
+
+
+def _score(run: Run, examples: ExampleDataset, description: str) -> list[Scored]:
+    return score(
+        Predictor(run.model, run.collator),
+        examples,
+        batch_size=run.config.eval_batch_size,
+        workers=run.config.workers,
+        description=description,
+    )

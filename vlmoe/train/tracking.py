@@ -1,0 +1,83 @@
+"""The run's log and its curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """``log.jsonl``: a line for each logged step and each validation, on disk at once.
+
+    Args:
+        path: appended to.
+        from_step: lines of this step and later ones are dropped first (a resumed run writes
+            them again).
+    """
+
+    def __init__(self, path: Path, from_step: int = 0):
+        self.path = path
+        kept = [line for line in self.rows() if line["step"] <= from_step] if from_step else []
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
+    """Draw loss, learning rate and validation accuracy against the step.
+
+    Returns:
+        Whether matplotlib was there to draw with.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    steps = [row for row in rows if "loss" in row]
+    scored = [row for row in rows if "validation_accuracy" in row]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    loss, accuracy = figure.subplots(1, 2)
+    xs = [row["step"] for row in steps]
+    loss.plot(xs, [row["loss"] for row in steps], color="tab:blue", linewidth=0.6, alpha=0.45)
+    loss.plot(xs, _smooth([row["loss"] for row in steps]), color="tab:blue", label="loss")
+    loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token")
+    rate = loss.twinx()
+    rate.plot(xs, [row["lr"] for row in steps], color="tab:gray", linestyle=":", linewidth=1)
+    rate.set_ylabel("learning rate (dotted)", color="tab:gray")
+    rate.set_ylim(bottom=0)
+    if scored:
+        xs = [row["step"] for row in scored]
+        accuracy.plot(xs, [row["validation_accuracy"] for row in scored], "o-", color="tab:green")
+        low, high = zip(*(row["validation_ci95"] for row in scored), strict=True)
+        accuracy.fill_between(xs, low, high, color="tab:green", alpha=0.15, label="95% interval")
+        accuracy.axhline(scored[0]["chance"], color="black", linestyle="--", linewidth=0.8)
+        accuracy.set(ylim=(0, 1))
+    accuracy.set(xlabel="optimizer step", ylabel="validation accuracy (dashed: chance)")
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
+    return True
+
+
+def _smooth(values: list[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average with the start's bias taken out."""
+    smoothed, total, mass = [], 0.0, 0.0
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        mass = weight * mass + (1 - weight)
+        smoothed.append(total / mass)
+    return smoothed
