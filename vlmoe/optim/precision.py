@@ -1,0 +1,44 @@
+"""Keep small matrix products in full float32, whatever the process allows elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Matrix products inside run in the dtype of their operands: no autocast, no TF32, no bf16.
+
+    A Gram matrix of a rank-deficient factor is told from a singular one by its last bits:
+    TF32 keeps ten of them, which is coarser than any useful damping. The settings found are
+    put back on leaving.
+
+    Args:
+        device_type: ``tensor.device.type`` of the operands.
+    """
+    # torch has an old setting for the whole process and, from 2.9 on, a new one per backend.
+    # The old setter writes both, so that they agree inside; the old getter raises where the
+    # user has set only the new ones, which are then all there is to put back.
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        legacy = "highest"
+    candidates: list[Any] = [
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.mkldnn, "matmul", None),
+    ]
+    backends = [backend for backend in candidates if hasattr(backend, "fp32_precision")]
+    found = [backend.fp32_precision for backend in backends]
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(legacy)
+        for backend, setting in zip(backends, found, strict=True):
+            if backend.fp32_precision != setting:
+                backend.fp32_precision = setting

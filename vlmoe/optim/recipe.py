@@ -1,0 +1,218 @@
+"""From the name of an optimizer to its parts: the update, its groups, the clip, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vlmoe.errors import UserError
+from vlmoe.optim.precondition import DAMPING_MODES
+from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a name of ``--optim`` stands for.
+
+    Attributes:
+        family: which update follows the preconditioner.
+        riemannian: whether A and B are preconditioned.
+        gate_rescale: what the adapter's backward pass is to do with the gates; this is the
+            adapter's business, the optimizer only knows the name.
+        lr: default learning rate of the experts, per optimizer step (the paper's, for 7B).
+    """
+
+    family: Literal["sgd", "adamw"]
+    riemannian: bool
+    gate_rescale: Literal["none", "sqrt"]
+    lr: float
+
+
+OPTIMIZERS: dict[str, Recipe] = {
+    "sgd": Recipe("sgd", False, "none", 3e-5),
+    "rsgd": Recipe("sgd", True, "none", 3e-5),
+    "gsgd": Recipe("sgd", False, "sqrt", 3e-5),
+    "grsgd": Recipe("sgd", True, "sqrt", 3e-5),
+    "adamw": Recipe("adamw", False, "none", 1e-5),
+    "radamw": Recipe("adamw", True, "none", 1e-5),
+    "gadamw": Recipe("adamw", False, "sqrt", 1e-5),
+    "gradamw": Recipe("adamw", True, "sqrt", 1e-5),
+}
+"""The eight names; ``grsgd`` and ``gradamw`` are the method of arXiv 2502.15828."""
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        UserError: no such name; lists those there are.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]
+
+
+def build_optimizer(
+    name: str,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    gates: Sequence[Tensor],
+    *,
+    lr: float | None = None,
+    gate_lr: float = 3e-8,
+    damping: float = 1e-6,
+    damping_mode: str = "absolute",
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    momentum: float = 0.0,
+    bias_correction: bool = True,
+    other_params: Sequence[Tensor] = (),
+) -> Optimizer:
+    """The optimizer of a name, with its param groups "experts", "gates" and "other".
+
+    Args:
+        name: one of ``OPTIMIZERS``.
+        pairs: (A, B) of every adapted layer, A (E, r, in) and B (E, r, out).
+        gates: the routers' parameters; they get the plain update of the family.
+        lr: of the experts and the others, per optimizer step; None takes the recipe's.
+        gate_lr: of the gates.
+        damping, damping_mode: see ``precondition.damped_inverse``; only names with an r.
+        weight_decay: decoupled for AdamW, added to the gradient for SGD.
+        betas, eps, bias_correction: AdamW only, see ``RiemannianAdamW``.
+        momentum: SGD only.
+        other_params: anything else that trains; it gets the plain update.
+
+    Returns:
+        ``RiemannianSGD`` or ``RiemannianAdamW`` for names with an r, ``torch.optim.SGD`` or
+        ``AdamW`` for those without (for AdamW without bias correction, which torch does not
+        have, ``RiemannianAdamW`` with no pairs declared). Groups with nothing in them are
+        left out.
+
+    Raises:
+        UserError: an unknown name, or options out of range.
+        ValueError: pairs that do not fit together, or none.
+    """
+    chosen = recipe(name)
+    if not pairs:
+        raise ValueError("no (A, B) pairs: the model has no adapted layer to train")
+    lr = chosen.lr if lr is None else lr
+    faults = [
+        f"{option} must be {bound}, got {value!r}"
+        for option, value, bound, holds in (
+            ("lr", lr, "at least 0", lr >= 0),
+            ("gate_lr", gate_lr, "at least 0", gate_lr >= 0),
+            ("damping", damping, "above 0", damping > 0),
+            ("weight_decay", weight_decay, "at least 0", weight_decay >= 0),
+            ("eps", eps, "at least 0", eps >= 0),
+            ("betas", betas, "in [0, 1)", all(0 <= beta < 1 for beta in betas)),
+            ("momentum", momentum, "in [0, 1)", 0 <= momentum < 1),
+            (
+                "damping_mode",
+                damping_mode,
+                f"one of {', '.join(DAMPING_MODES)}",
+                damping_mode in DAMPING_MODES,
+            ),
+        )
+        if not holds
+    ]
+    if faults:
+        raise UserError(faults)
+
+    experts: dict[str, Any] = {"name": "experts", "lr": lr}
+    if chosen.riemannian:
+        experts["pairs"] = list(pairs)
+    else:
+        experts["params"] = [factor for pair in pairs for factor in pair]
+    groups = [experts]
+    if gates:
+        groups.append({"name": "gates", "lr": gate_lr, "params": list(gates)})
+    if other_params:
+        groups.append({"name": "other", "lr": lr, "params": list(other_params)})
+
+    if chosen.family == "sgd":
+        if not chosen.riemannian:
+            return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
+        return RiemannianSGD(
+            groups,
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            damping=damping,
+            damping_mode=damping_mode,
+        )
+    if not chosen.riemannian and bias_correction:
+        return torch.optim.AdamW(groups, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return RiemannianAdamW(
+        groups,
+        lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        damping=damping,
+        damping_mode=damping_mode,
+        bias_correction=bias_correction,
+    )
+
+
+def clip_gates(optimizer: Optimizer, max_norm: float = 1.0) -> Tensor:
+    """Scale the gradients of the gates down to a joint 2-norm of at most ``max_norm``.
+
+    Call it between the last ``backward`` of a step and the step, with gradients unscaled. The
+    experts' gradients are left alone: the preconditioner sets their scale.
+
+    Args:
+        optimizer: from ``build_optimizer``, or accelerate's wrapper around it.
+        max_norm: above 0.
+
+    Returns:
+        The norm before clipping, a tensor of no dimension (0 without gates).
+    """
+    gates = [
+        param
+        for group in optimizer.param_groups
+        if group.get("name") == "gates"
+        for param in group["params"]
+    ]
+    return torch.nn.utils.clip_grad_norm_(gates, max_norm)
+
+
+def linear_schedule(
+    optimizer: Optimizer, total_steps: int, end_ratio: float = 0.0, warmup_steps: int = 0
+) -> LambdaLR:
+    """Linear decay of every group's lr from its start to ``end_ratio`` times it.
+
+    Step t (0-based) runs at lr0 (1 - (1 - end_ratio) t / total_steps). With ``warmup_steps``
+    = w, steps 0 to w - 1 run at lr0 (t + 1) / w and the decay takes the steps that are left.
+
+    Args:
+        optimizer: whose groups hold the lr to start from.
+        total_steps: optimizer steps of the whole run, warm-up included.
+        end_ratio: what is left of the lr after the last step, in [0, 1].
+        warmup_steps: optimizer steps, less than ``total_steps``.
+
+    Raises:
+        UserError: a number out of range.
+    """
+    faults = []
+    if total_steps < 1:
+        faults.append(f"total_steps must be at least 1, got {total_steps}")
+    elif not 0 <= warmup_steps < total_steps:
+        faults.append(f"warmup_steps must be in [0, {total_steps}), got {warmup_steps}")
+    if not 0 <= end_ratio <= 1:
+        faults.append(f"end_ratio must be in [0, 1], got {end_ratio}")
+    if faults:
+        raise UserError(faults)
+
+    def ratio(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        return 1 - (1 - end_ratio) * done
+
+    return LambdaLR(optimizer, ratio)
