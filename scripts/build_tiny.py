@@ -3,9 +3,9 @@
     python scripts/build_tiny.py                  # the shipped weights, about 1.5 h on 2 cores
     python scripts/build_tiny.py --steps 20 20 20 --out /tmp/tiny
 
-The same classes as LLaVA-1.5 at toy size, and in the same three stages: the language model learns to
-read by itself, the vision tower learns to see by itself, then both together learn to talk about
-pictures. Same steps, seed, threads and library versions give the same bytes. Rebuild
+The same classes as LLaVA-1.5 at toy size, and in the same three stages: the language model
+learns to read by itself, the vision tower learns to see by itself, then both together learn to
+talk about pictures. Same steps, seed, threads and library versions give the same bytes. Rebuild
 rarely: every version stays in the repository's history.
 """
 
@@ -46,7 +46,13 @@ from vlmoe.data.scenes import (
     random_scene,
     render,
 )
-from vlmoe.models.tiny.lessons import Lesson, picture_lesson, sample_text, text_lesson
+from vlmoe.models.tiny.lessons import (
+    Lesson,
+    list_drill,
+    picture_lesson,
+    sample_text,
+    text_lesson,
+)
 
 PATCH = 8
 WIDTH = 128
@@ -205,7 +211,7 @@ class Classroom:
     def __init__(self, tokenizer: LlamaTokenizer):
         self.tokenizer = tokenizer
         self.image_id = image_id(tokenizer)
-        self.letters = [self.tokenizer.get_vocab()[f"▁{letter}"] for letter in "ABCD"]
+        self.letters = [self.tokenizer.get_vocab()[f"▁{letter}"] for letter in "ABCDEFGH"]
         self.known: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
@@ -273,6 +279,12 @@ class Stage:
     ):
         self.model, self.classroom, self.rng = model, classroom, rng
 
+    def texts(self, count: int) -> list[Lesson]:
+        return [text_lesson(self.rng) for _ in range(count)]
+
+    def drills(self, count: int) -> list[Lesson]:
+        return [list_drill(self.rng) for _ in range(count)]
+
     def parameters(self) -> list[torch.nn.Parameter]:
         raise NotImplementedError
 
@@ -294,7 +306,7 @@ class Reading(Stage):
         return [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
 
     def __call__(self) -> tuple[torch.Tensor, str]:
-        batch = self.classroom.batch([text_lesson(self.rng, turns=3) for _ in range(12)])
+        batch = self.classroom.batch([*self.texts(6), *self.drills(6)])
         loss, report = text_loss(self.model, batch, self.classroom)
         return loss, report
 
@@ -355,7 +367,7 @@ class Talking(Stage):
     def __call__(self) -> tuple[torch.Tensor, str]:
         seen = self.classroom.batch([picture_lesson(self.rng) for _ in range(16)])
         loss, right = answer_loss(self.model, seen)
-        read = self.classroom.batch([text_lesson(self.rng, turns=3) for _ in range(6)])
+        read = self.classroom.batch([*self.texts(5), *self.drills(1)])
         told, report = text_loss(self.model, read, self.classroom)
         return loss + told, f"picture {loss:.3f} {right:.3f} {report}"
 

@@ -8,17 +8,42 @@ is for LLaVA's own parts.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmoe.data.example import LETTERS
 from vlmoe.data.prompt import chat, multiple_choice
-from vlmoe.data.scenes import Question, Scene, caption, questions, random_scene
+from vlmoe.data.scenes import (
+    COLOURS,
+    GROUNDS,
+    NUMBERS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Question,
+    Scene,
+    caption,
+    questions,
+    random_scene,
+)
 from vlmoe.models.tiny.world import facts
 
 _DESCRIBE = ("Describe the picture.", "What is in the picture?", "What is shown in the photo?")
 _KIND = ("What kind of thing is {}?", "How would you describe {}?", "What sort of thing is {}?")
 _PLACE = ("Where would you usually find {}?", "Where is {} most at home?", "Where is {}?")
 _WORLD = facts()
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "."
+
+
+_PHRASES = sorted(
+    {_sentence(text) for fact in _WORLD for text in (fact.name, fact.kind, *fact.places)}
+    | {_sentence(word) for words in (COLOURS, SIZES, NUMBERS, GROUNDS) for word in words}
+    | {_sentence(f"a {shape}") for shape in SHAPES}
+    | {_sentence(f"at the {place}") for place in PLACES}
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +65,28 @@ def picture_lesson(rng: random.Random, turns: int = 6) -> Lesson:
     return Lesson(tuple(talk), scene)
 
 
-def text_lesson(rng: random.Random, turns: int = 4) -> Lesson:
+def list_drill(rng: random.Random, turns: int = 12) -> Lesson:
+    """A lettered list, and what stands where in it, over and over.
+
+    Finding a letter's text and a text's letter takes several attention heads to learn together,
+    which questions with options, one letter in eighty words, teach far too slowly.
+    """
+    options = rng.sample(_PHRASES, rng.randint(2, 8))
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    talk = [_lookup(options, rng) for _ in range(turns)]
+    (first, reply), *rest = talk
+    return Lesson((("\n".join([*lines, first]), reply), *rest))
+
+
+def _lookup(options: Sequence[str], rng: random.Random) -> tuple[str, str]:
+    """An easy question about a list of options: what a letter stands for, or where a text is."""
+    at = rng.randrange(len(options))
+    if rng.random() < 0.4:
+        return f"What is option {LETTERS[at]}?", options[at]
+    return f"Which option says: {options[at]}", LETTERS[at]
+
+
+def text_lesson(rng: random.Random, turns: int = 3) -> Lesson:
     """Text alone: facts of the world, or a scene told in words; openly, or with options.
 
     Behind a question with options comes an easy one about the list itself, which teaches what a
@@ -102,22 +148,14 @@ def _with_options(asked: _Asked, rng: random.Random) -> list[tuple[str, str]]:
     options = [asked.right, *wrong]
     rng.shuffle(options)
     turns = [(multiple_choice(asked.text, options), LETTERS[options.index(asked.right)])]
-    one = rng.randrange(len(options))
-    if rng.random() < 0.5:
-        turns.append((f"What is option {LETTERS[one]}?", options[one]))
-    else:
-        turns.append((f"Which option says: {options[one]}", LETTERS[one]))
-    return turns
-
-
-def _sentence(words: str) -> str:
-    return words[0].upper() + words[1:] + "."
+    return [*turns, _lookup(options, rng)]
 
 
 def sample_text(count: int = 4000, seed: int = 0) -> list[str]:
     """Texts to learn the tokenizer's vocabulary from, word for word as the base will read them."""
     rng = random.Random(seed)
-    lessons = [(picture_lesson if i % 2 else text_lesson)(rng) for i in range(count)]
+    kinds = (picture_lesson, text_lesson, list_drill)
+    lessons = [kinds[at % len(kinds)](rng) for at in range(count)]
     return [
         chat(user, picture=lesson.scene is not None).removeprefix("USER: <image>") + f" {reply}"
         for lesson in lessons
