@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
 
 import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
 
-if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration
+from tests.models_for_tests import small_llava
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several workers share the cores: threads that wait for each other would take most of them.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests marked ``gpu`` out where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture
 def tiny_random_llava() -> LlavaForConditionalGeneration:
     """A LLaVA with random weights: 2 layers of text, 3 of vision, of which the last is not read."""
-    # imported here, so that tests of plain functions do not wait for transformers
-    from tests.models_for_tests import small_llava
-
     return small_llava()

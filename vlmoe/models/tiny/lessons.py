@@ -8,14 +8,12 @@ is for LLaVA's own parts.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmoe.data.example import LETTERS
 from vlmoe.data.prompt import chat, multiple_choice
 from vlmoe.data.scenes import (
     COLOURS,
-    GROUNDS,
     NUMBERS,
     PLACES,
     SHAPES,
@@ -38,20 +36,30 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
-_PHRASES = sorted(
-    {_sentence(text) for fact in _WORLD for text in (fact.name, fact.kind, *fact.places)}
-    | {_sentence(word) for words in (COLOURS, SIZES, NUMBERS, GROUNDS) for word in words}
-    | {_sentence(f"a {shape}") for shape in SHAPES}
-    | {_sentence(f"at the {place}") for place in PLACES}
+_WORDS = sorted(
+    {text.split()[-1] for fact in _WORLD for text in (fact.name, fact.kind, *fact.places)}
+    | {*COLOURS, *SHAPES, *(word.capitalize() for word in (*COLOURS, *SIZES, *NUMBERS))}
 )
+_POOLS = [
+    *([_sentence(word) for word in words] for words in (COLOURS, SIZES, NUMBERS)),
+    [_sentence(f"a {shape}") for shape in SHAPES],
+    [_sentence(f"at the {place}") for place in PLACES],
+    sorted({_sentence(fact.kind) for fact in _WORLD}),
+    [_sentence(fact.name) for fact in _WORLD],
+    sorted({_sentence(place) for fact in _WORLD for place in fact.places}),
+]
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A conversation as (user, assistant) turns, about a scene that is shown, or about none."""
+    """A conversation as (user, assistant) turns, about a scene that is shown, or about none.
+
+    A plain one is just its texts, one behind the other, without the marks of a conversation.
+    """
 
     turns: tuple[tuple[str, str], ...]
     scene: Scene | None = None
+    plain: bool = False
 
 
 def picture_lesson(rng: random.Random, turns: int = 6) -> Lesson:
@@ -65,33 +73,42 @@ def picture_lesson(rng: random.Random, turns: int = 6) -> Lesson:
     return Lesson(tuple(talk), scene)
 
 
-def list_drill(rng: random.Random, turns: int = 12) -> Lesson:
-    """A lettered list, and what stands where in it, over and over.
+def word_drill(rng: random.Random) -> Lesson:
+    """A lettered list of words, then the words again, each with its letter: recall, very dense.
 
-    Finding a letter's text and a text's letter takes several attention heads to learn together,
-    which questions with options, one letter in eighty words, teach far too slowly.
+    Finding the letter of a text takes attention heads of several layers to learn together. One
+    letter in eighty words, as in questions with options, teaches that far too slowly.
     """
-    options = rng.sample(_PHRASES, rng.randint(2, 8))
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    talk = [_lookup(options, rng) for _ in range(turns)]
-    (first, reply), *rest = talk
-    return Lesson((("\n".join([*lines, first]), reply), *rest))
+    options = rng.sample(_WORDS, rng.choice((2, 3, 4, 4, 4, 5)))
+    return Lesson(((_list(options), ""), *_lookups(options, rng)), plain=True)
 
 
-def _lookup(options: Sequence[str], rng: random.Random) -> tuple[str, str]:
-    """An easy question about a list of options: what a letter stands for, or where a text is."""
-    at = rng.randrange(len(options))
-    if rng.random() < 0.4:
-        return f"What is option {LETTERS[at]}?", options[at]
-    return f"Which option says: {options[at]}", LETTERS[at]
+def line_drill(rng: random.Random) -> Lesson:
+    """The same with sentences, as they stand among options."""
+    options = rng.sample(rng.choice(_POOLS), 4)
+    return Lesson(((_list(options), ""), *_lookups(options, rng)), plain=True)
+
+
+def talk_drill(rng: random.Random) -> Lesson:
+    """The same as a conversation."""
+    options = rng.sample(rng.choice(_POOLS), 4)
+    turns = [(f"Which option says: {text}", letter) for text, letter in _lookups(options, rng)]
+    (first, reply), *rest = turns[:8]
+    return Lesson(((_list(options) + first, reply), *rest))
+
+
+def _list(options: list[str]) -> str:
+    lines = [f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False)]
+    return "Options:\n" + "".join(lines)
+
+
+def _lookups(options: list[str], rng: random.Random, count: int = 12) -> list[tuple[str, str]]:
+    asked = [rng.randrange(len(options)) for _ in range(count)]
+    return [(options[at], LETTERS[at]) for at in asked]
 
 
 def text_lesson(rng: random.Random, turns: int = 3) -> Lesson:
-    """Text alone: facts of the world, or a scene told in words; openly, or with options.
-
-    Behind a question with options comes an easy one about the list itself, which teaches what a
-    letter stands for long before the hard ones are understood.
-    """
+    """Text alone: facts of the world, or a scene told in words; openly, or with options."""
     talk: list[tuple[str, str]] = []
     if rng.random() < 0.5:
         asked = [_fact(rng) for _ in range(turns)]
@@ -148,14 +165,16 @@ def _with_options(asked: _Asked, rng: random.Random) -> list[tuple[str, str]]:
     options = [asked.right, *wrong]
     rng.shuffle(options)
     turns = [(multiple_choice(asked.text, options), LETTERS[options.index(asked.right)])]
-    return [*turns, _lookup(options, rng)]
+    at = rng.randrange(len(options))  # and an easy question about the list itself
+    if rng.random() < 0.4:
+        return [*turns, (f"What is option {LETTERS[at]}?", options[at])]
+    return [*turns, (f"Which option says: {options[at]}", LETTERS[at])]
 
 
 def sample_text(count: int = 4000, seed: int = 0) -> list[str]:
     """Texts to learn the tokenizer's vocabulary from, word for word as the base will read them."""
     rng = random.Random(seed)
-    kinds = (picture_lesson, text_lesson, list_drill)
-    lessons = [kinds[at % len(kinds)](rng) for at in range(count)]
+    lessons = [(text_lesson if at % 2 else picture_lesson)(rng) for at in range(count)]
     return [
         chat(user, picture=lesson.scene is not None).removeprefix("USER: <image>") + f" {reply}"
         for lesson in lessons

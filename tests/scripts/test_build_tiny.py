@@ -1,0 +1,73 @@
+"""The built-in base is made by one command, the same bytes each time, and can do what it should."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.scripts.conftest import SCRIPTS
+from vlmoe.data.scenes import Question, questions, random_scene, render
+from vlmoe.models import llava
+from vlmoe.models.llava import load_base
+from vlmoe.models.tiny.lessons import list_drill, picture_lesson, text_lesson
+
+
+def build(out: Path) -> dict[str, bytes]:
+    command = [
+        sys.executable,
+        SCRIPTS / "build_tiny.py",
+        "--steps",
+        "2",
+        "2",
+        "2",
+        "2",
+        "--out",
+        out,
+    ]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.slow
+def test_same_command_same_bytes(tmp_path):
+    first, second = build(tmp_path / "a"), build(tmp_path / "b")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    # and all that goes with the shipped weights still comes out as it is shipped
+    shipped = Path(llava.__file__).parent / "tiny"
+    for name in ("tokenizer.json", "processor_config.json", "config.json"):
+        assert json.loads(first[name]) == json.loads((shipped / name).read_text()), name
+
+
+def test_no_lesson_has_options_about_a_picture():
+    rng = random.Random(0)
+    for _ in range(300):
+        assert all("A. " not in user for user, _ in picture_lesson(rng).turns)
+    assert all(make(rng).scene is None for make in (text_lesson, list_drill) for _ in range(50))
+
+
+def test_it_sees_and_answers_openly():
+    """The first word of the answer, read off the next token, on scenes it has never met."""
+    base = load_base("tiny")
+    tokenizer = base.processor.tokenizer
+    rng = random.Random("unseen scenes")
+    right = total = 0
+    for _ in range(40):
+        scene = random_scene(rng)
+        asked: list[Question] = [q for q in questions(scene) if q.kind in ("colour", "number")]
+        question = rng.choice(asked)
+        inputs = base.processor(
+            images=render(scene), text=f"USER: <image>\n{question.text} ASSISTANT:",
+            return_tensors="pt",
+        )  # fmt: skip
+        with torch.no_grad():
+            best = int(base.model(**inputs).logits[0, -1].argmax())
+        right += tokenizer.decode(best).strip() == question.answer.rstrip(".")
+        total += 1
+    assert right / total > 0.6  # guessing gives 0.15
