@@ -3,9 +3,9 @@
     python scripts/build_tiny.py                  # the shipped weights, about 1.5 h on 2 cores
     python scripts/build_tiny.py --steps 20 20 20 20 --out /tmp/tiny
 
-The same classes as LLaVA-1.5 at toy size, and taught in the same order: the language
-model learns to recall and to read by itself, the vision tower learns to see by itself, then both
-together learn to talk about pictures. Same steps, seed, threads and library versions give the same bytes. Rebuild
+The same classes as LLaVA-1.5 at toy size, and taught in the same order: the language model learns
+to recall and to read by itself, the vision tower learns to see by itself, then both together learn
+to talk about pictures. Same steps, seed, threads and library versions give the same bytes. Rebuild
 rarely: every version stays in the repository's history.
 """
 
@@ -49,6 +49,7 @@ from vlmoe.data.scenes import (
 )
 from vlmoe.models.tiny.lessons import (
     Lesson,
+    choice_drill,
     line_drill,
     picture_lesson,
     sample_text,
@@ -74,9 +75,9 @@ def main() -> None:
         "--steps",
         type=int,
         nargs=4,
-        default=[2500, 1400, 900, 1500],
+        default=[3000, 6000, 1500, 5000],
         metavar=("RECALL", "READ", "SEE", "TALK"),
-        help="optimizer steps of the four stages (default 2500 1400 900 1500)",
+        help="optimizer steps of the four stages (default 3000 6000 1500 5000)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -328,7 +329,8 @@ class Reading(Recalling):
     """Stage two: recall in longer forms; facts, and scenes told in words; options about these."""
 
     def __call__(self) -> tuple[torch.Tensor, str]:
-        return self.read((word_drill, 10), (line_drill, 10), (talk_drill, 6), (text_lesson, 6))
+        drills = ((word_drill, 6), (line_drill, 6), (talk_drill, 6), (choice_drill, 4))
+        return self.read(*drills, (text_lesson, 6))
 
     def read(self, *kinds) -> tuple[torch.Tensor, str]:
         losses, report = [], []
@@ -393,7 +395,7 @@ class Talking(Reading):
         return list(self.model.parameters())
 
     def __call__(self) -> tuple[torch.Tensor, str]:
-        return self.read((picture_lesson, 16), (text_lesson, 5), (talk_drill, 2))
+        return self.read((picture_lesson, 16), (text_lesson, 5), (choice_drill, 2))
 
 
 def pixels_of(scenes: list[Scene]) -> torch.Tensor:

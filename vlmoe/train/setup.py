@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -81,7 +82,10 @@ def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
         gate_rescale=config.rescale,
         target_modules=config.target_modules,
     )
-    return get_peft_model(base.model, settings)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is on its way out; nothing here depends on it.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        return get_peft_model(base.model, settings)
 
 
 def make_run(

@@ -97,6 +97,16 @@ def talk_drill(rng: random.Random) -> Lesson:
     return Lesson(((_list(options) + first, reply), *rest))
 
 
+def choice_drill(rng: random.Random, turns: int = 3) -> Lesson:
+    """The same in the words of a multiple-choice prompt."""
+    talk = []
+    for _ in range(turns):
+        options = rng.sample(rng.choice(_POOLS), 4)
+        ((text, letter),) = _lookups(options, rng, 1)
+        talk.append((multiple_choice(f"Which option says: {text}", options), letter))
+    return Lesson(tuple(talk))
+
+
 def _list(options: list[str]) -> str:
     lines = [f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False)]
     return "Options:\n" + "".join(lines)
@@ -108,22 +118,28 @@ def _lookups(options: list[str], rng: random.Random, count: int = 12) -> list[tu
 
 
 def text_lesson(rng: random.Random, turns: int = 3) -> Lesson:
-    """Text alone: facts of the world, or a scene told in words; openly, or with options."""
-    talk: list[tuple[str, str]] = []
+    """Text alone: facts of the world, or a scene told in words; openly, with options, or both.
+
+    An open answer right before the same question with options parts what is hard: to know the
+    answer, and to find its letter.
+    """
+    told = ""
     if rng.random() < 0.5:
         asked = [_fact(rng) for _ in range(turns)]
     else:
         scene = random_scene(rng)
+        told = caption(scene, rng) + " "
         pool = [question for question in questions(scene) if "background" not in question.text]
         asked = [_of_scene(question) for question in rng.sample(pool, min(turns, len(pool)))]
-        first = asked[0]
-        asked[0] = _Asked(f"{caption(scene, rng)} {first.text}", first.right, first.wrong)
+    talk: list[tuple[str, str]] = []
     for item in asked:
-        if rng.random() < 0.2:
+        draw = rng.random()
+        if draw < 0.6:
             talk.append((item.text, item.right))
-        else:
-            talk += _with_options(item, rng)
-    return Lesson(tuple(talk))
+        if draw > 0.2:
+            talk.append(_with_options(item, rng))
+    (first, reply), *rest = talk
+    return Lesson(((told + first, reply), *rest))
 
 
 @dataclass(frozen=True)
@@ -160,21 +176,18 @@ def _fact(rng: random.Random) -> _Asked:
     return _Asked(text, _sentence(right), tuple(_sentence(word) for word in sorted(wrong)))
 
 
-def _with_options(asked: _Asked, rng: random.Random) -> list[tuple[str, str]]:
+def _with_options(asked: _Asked, rng: random.Random) -> tuple[str, str]:
     wrong = rng.sample(asked.wrong, min(rng.choice((1, 2, 3, 3, 3, 3)), len(asked.wrong)))
     options = [asked.right, *wrong]
     rng.shuffle(options)
-    turns = [(multiple_choice(asked.text, options), LETTERS[options.index(asked.right)])]
-    at = rng.randrange(len(options))  # and an easy question about the list itself
-    if rng.random() < 0.4:
-        return [*turns, (f"What is option {LETTERS[at]}?", options[at])]
-    return [*turns, (f"Which option says: {options[at]}", LETTERS[at])]
+    return multiple_choice(asked.text, options), LETTERS[options.index(asked.right)]
 
 
 def sample_text(count: int = 4000, seed: int = 0) -> list[str]:
     """Texts to learn the tokenizer's vocabulary from, word for word as the base will read them."""
     rng = random.Random(seed)
-    lessons = [(text_lesson if at % 2 else picture_lesson)(rng) for at in range(count)]
+    kinds = (picture_lesson, text_lesson, talk_drill)
+    lessons = [kinds[at % len(kinds)](rng) for at in range(count)]
     return [
         chat(user, picture=lesson.scene is not None).removeprefix("USER: <image>") + f" {reply}"
         for lesson in lessons
