@@ -117,12 +117,13 @@ def load_base(
         if quantize != "none":
             options["quantization_config"] = _bitsandbytes(quantize, torch_dtype)
             options["device_map"] = {"": device}
-        model, loaded = LlavaForConditionalGeneration.from_pretrained(
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             source, config=config, output_loading_info=True, **options
         )
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(_cannot_load(name, error)) from error
-    if missing := sorted(loaded["missing_keys"]):  # transformers would make them up
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would make them up
         raise UserError(
             f"the model {name} lacks {len(missing)} weights, among them {', '.join(missing[:3])}: "
             "download it again"
@@ -130,7 +131,7 @@ def load_base(
     if quantize == "4bit" and device.type == "cpu":
         _keep_packing(model)
     if quantize == "none":
-        model.to(device)  # type: ignore[arg-type]  # transformers' own hint is wrong
+        model.to(device)
     # By hand: peft's prepare_model_for_kbit_training also raises the rest to float32.
     model.requires_grad_(False)
     model.eval()
