@@ -40,7 +40,7 @@ HARMLESS = {
     "test_questions",
     "save_steps",
 }
-DEFAULT_PIECE = 5  # questions computed at once; fits LLaVA-7B in bf16 on one large GPU
+DEFAULT_PIECE = 5  # questions computed at once, unless --grad-accum says otherwise
 
 
 @dataclass

@@ -41,7 +41,9 @@ class RunDirectory:
         self.path = path
         self.writes = writes
         self.checkpoint = checkpoint.find(path, resume) if resume else None
-        if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        # The others may find what the one that writes has just made.
+        if writes and not resume and taken:
             what = "another run" if (path / CONFIG_FILE).exists() else "other files"
             raise UserError(
                 f"{path} holds {what}: go on with a run by --resume, or choose a new --output"

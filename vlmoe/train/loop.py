@@ -133,18 +133,17 @@ def train(
                     f"--damping (now {config.damping}); finished checkpoints are kept"
                 )
             bar.set_postfix(loss=f"{value:.4f}")
-            if accelerator.is_main_process:
-                run.log.write(
-                    {
-                        "step": step,
-                        "loss": value,
-                        "lr": rates["experts"],
-                        "gate_lr": rates["gates"],
-                        "gate_norm": float(gate_norm),
-                        "damping_retries": int(getattr(run.optimizer, "retries", 0)),
-                        **clock.read(world),
-                    }
-                )
+            run.log.write(
+                {
+                    "step": step,
+                    "loss": value,
+                    "lr": rates["experts"],
+                    "gate_lr": rates["gates"],
+                    "gate_norm": float(gate_norm),
+                    "damping_retries": int(getattr(run.optimizer, "retries", 0)),
+                    **clock.read(world),
+                }
+            )
         if validate and config.eval_steps and _due(step, config.eval_steps, run.steps):
             validate(step)
             model.train()

@@ -113,8 +113,8 @@ def make_run(
     done = 0
     if directory.checkpoint is not None:
         done = checkpoint.load(directory.checkpoint, model, optimizer, schedule)
-        print(f"resumed from {directory.checkpoint}: {done} of {steps} steps are done")
-    log = Log(directory.log, from_step=done)
+        accelerator.print(f"resumed from {directory.checkpoint}: {done} of {steps} steps are done")
+    log = Log(directory.log, done, writes=directory.writes)
     return Run(config, accelerator, model, collator, optimizer, schedule, log, steps, done)
 
 

@@ -7,23 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmoe.files import write_jsonl
+
 
 class Log:
     """``log.jsonl``: a line for each logged step and each validation, on disk at once.
 
     Args:
         path: appended to.
-        from_step: lines of this step and later ones are dropped first (a resumed run writes
-            them again).
+        done: steps of a resumed run; lines of later ones are dropped, they are written again.
+        writes: whether this process writes (only one of several does).
     """
 
-    def __init__(self, path: Path, from_step: int = 0):
-        self.path = path
-        kept = [line for line in self.rows() if line["step"] <= from_step] if from_step else []
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    def __init__(self, path: Path, done: int = 0, *, writes: bool = True):
+        self.path, self.writes = path, writes
+        if writes:
+            write_jsonl(path, [row for row in self.rows() if row["step"] <= done])
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
+        if not self.writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -1,0 +1,27 @@
+"""Two processes under ``accelerate launch`` compute what one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.scripts.conftest import SCRIPTS
+
+
+@pytest.mark.slow
+def test_same_losses_and_one_writer(small, train, tmp_path):
+    flags = [*small, "--dropout", "0", "--device", "cpu", "--eval-steps", "0", "--grad-accum", "1"]
+    train(*flags, "--output", "one")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+    command = [*launch, str(SCRIPTS / "train_llava.py"), *flags, "--output", "two"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=300)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").open()]
+        for name in ("one", "two")
+    )
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
