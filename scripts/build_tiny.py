@@ -329,7 +329,7 @@ class Reading(Recalling):
     """Stage two: recall in longer forms; facts, and scenes told in words; options about these."""
 
     def __call__(self) -> tuple[torch.Tensor, str]:
-        drills = ((word_drill, 6), (line_drill, 6), (talk_drill, 6), (choice_drill, 4))
+        drills = ((word_drill, 4), (line_drill, 4), (talk_drill, 6), (choice_drill, 10))
         return self.read(*drills, (text_lesson, 6))
 
     def read(self, *kinds) -> tuple[torch.Tensor, str]:
