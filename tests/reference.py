@@ -64,6 +64,43 @@ def reference_mixture(
     return result
 
 
+def reference_balance(logits: Tensor, top_k: int, mask: Tensor | None = None) -> Tensor:
+    """E sum_i f_i P_i of one layer, token by token and expert by expert (2101.03961, eq. 4-6)."""
+    tokens = [t for t in range(len(logits)) if mask is None or mask[t]]
+    E = logits.shape[-1]
+    probabilities = [torch.softmax(logits[t], dim=0) for t in tokens]
+    result = logits.new_zeros(())
+    for i in range(E):
+        routed = sum(1 for p in probabilities if i in p.topk(top_k).indices.tolist())
+        f = routed / (top_k * len(tokens))
+        P = sum(p[i] for p in probabilities) / len(tokens)
+        result = result + E * f * P
+    return result
+
+
+# --- GOAT's first values (arXiv 2502.16894) ----------------------------------------------------
+
+
+def reference_goat(W: Tensor, num_experts: int, rank: int) -> tuple[list[Tensor], Tensor, float]:
+    """Expert by expert: the products B_j A_j (out, in), W_res, and s; rank is that of one expert.
+
+    The products, because the signs of singular vectors are free.
+    """
+    m, n = W.shape
+    U, S, Vt = torch.linalg.svd(W.double(), full_matrices=False)
+    s = (3 * 1.0 * n / rank) ** 0.5
+    length = min(m, n) // num_experts
+    products = []
+    for j in range(num_experts):
+        product = torch.zeros(m, n, dtype=torch.float64)
+        for t in range(j * length, j * length + rank):
+            small = S[t] / (s * 10.0)
+            B_t, A_t = U[:, t] * small**0.5, small**0.5 * Vt[t]
+            product = product + torch.outer(B_t, A_t)
+        products.append(product)
+    return products, W.double() - s / num_experts * sum(products), s
+
+
 # --- the optimizers (arXiv 2502.15828, Algorithm 1; 2402.02347) -------------------------------
 # In the paper's shapes: A (r, in), B (out, r). ``optimizer_step`` does the transposing.
 

@@ -38,6 +38,7 @@ def test_the_papers_defaults() -> None:
         ({"lora_dropout": -0.1}, "lora_dropout"),
         ({"gate_rescale": "cube"}, "none, sqrt, exact"),
         ({"gate_rescale": None}, "gate_rescale"),
+        ({"init": "zero"}, "kaiming, goat"),
         ({"target_modules": ""}, "target_modules"),
         ({"target_modules": []}, "target_modules"),
         ({"target_modules": 3}, "target_modules"),
@@ -57,8 +58,11 @@ def test_all_faults_come_at_once() -> None:
     assert len(error.value.faults) == 5
 
 
-def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
-    config = MoELoraConfig(num_experts=6, top_k=2, target_modules=["q_proj", "v_proj"])
+@pytest.mark.parametrize("num_experts", [6, [2, 6]])
+def test_it_comes_back_from_its_file(tmp_path: Path, num_experts: int | list[int]) -> None:
+    config = MoELoraConfig(
+        num_experts=num_experts, top_k=2, init="goat", target_modules=["q_proj", "v_proj"]
+    )
     config.save_pretrained(str(tmp_path))
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["peft_type"] == "MOE_LORA"

@@ -215,9 +215,9 @@ def test_settings_out_of_range_or_unknown(saved: Path) -> None:
     text = refusal(saved)
     assert f"{CONFIG}: top_k 9 is above num_experts 4" in text
     assert f"{CONFIG}: r must" in text
-    edit_config(saved, top_k=2, r=2, init="goat", later=None)
-    assert "does not know: init;" in refusal(saved)
-    edit_config(saved, init=None, target_modules=None)
+    edit_config(saved, top_k=2, r=2, warp="on", later=None)
+    assert "does not know: warp;" in refusal(saved)
+    edit_config(saved, warp=None, target_modules=None)
     assert "names no target_modules" in refusal(saved)
 
 

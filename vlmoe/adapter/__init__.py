@@ -8,6 +8,7 @@ from vlmoe.adapter.model import MoELoraModel
 from vlmoe.adapter.pairs import factor_pairs, gates
 from vlmoe.adapter.register import register
 from vlmoe.adapter.report import GradientError, adapter_table, check_gradients
+from vlmoe.adapter.routing import RoutingRecorder
 
 __all__ = [
     "FactorPair",
@@ -15,6 +16,7 @@ __all__ = [
     "MoELoraConfig",
     "MoELoraLayer",
     "MoELoraModel",
+    "RoutingRecorder",
     "adapter_table",
     "check_gradients",
     "factor_pairs",

@@ -11,6 +11,7 @@ from peft import PeftConfig, TaskType
 from vlmoe.errors import UserError
 
 GATE_RESCALES = ("none", "sqrt", "exact")
+INITS = ("kaiming", "goat")
 
 
 class PeftTypeName(str):
@@ -36,22 +37,24 @@ class MoELoraConfig(PeftConfig):
 
     Per adapted layer ``y = W x + (lora_alpha / r) * sum_i g_i(x) B_i A_i dropout(x)``, where ``g``
     is the softmax of the router, kept on its ``top_k`` largest entries and divided by their sum.
+    With ``init="goat"`` the scale and the weight differ, see ``vlmoe.adapter.goat``.
 
     Raises:
         UserError: with every value that is out of range, all at once.
     """
 
-    num_experts: int = 20
-    """Experts per adapted layer (E)."""
+    num_experts: int | list[int] = 20
+    """Experts per adapted layer (E): one number, or one for each depth group of a tower, from its
+    first layers to its last (MoLA, arXiv 2402.08562; see ``allocation.allocate``)."""
 
     top_k: int = 10
-    """Experts a token is sent to; at most ``num_experts``."""
+    """Experts a token is sent to; a layer with fewer experts uses all it has."""
 
     r: int = 4
-    """Rank of each expert."""
+    """Rank of each expert. (GOAT's paper gives the rank of all experts together: E times this.)"""
 
     lora_alpha: float = 16
-    """The update is scaled by ``lora_alpha / r``."""
+    """The update is scaled by ``lora_alpha / r``; with ``init="goat"`` it is not used."""
 
     lora_dropout: float = 0.05
     """Probability to drop an input entry of the experts, in [0, 1); the router sees all entries."""
@@ -59,6 +62,11 @@ class MoELoraConfig(PeftConfig):
     gate_rescale: str = "sqrt"
     """Weight of an expert's factors in the backward pass: its gate value (``none``), the square
     root of it (``sqrt``, the paper's eq. 13) or 1 (``exact``, eq. 11). The output never changes."""
+
+    init: str = "kaiming"
+    """First values of the experts: ``kaiming`` (A random, B zero: the adapter starts as nothing)
+    or ``goat`` (arXiv 2502.16894: segments of the weight's singular values, whose mean is taken
+    out of the weight, and the update scaled by ``sqrt(3 in / r)``)."""
 
     target_modules: list[str] | str | None = None
     """Layers to adapt: a regular expression for the whole module path, or a list of path endings.
@@ -74,12 +82,19 @@ class MoELoraConfig(PeftConfig):
             faults.append(f"task_type {self.task_type!r} is unknown; take one of {known}, or None")
         self.peft_type = MOE_LORA
 
-        for name in ("num_experts", "top_k", "r"):
+        for name in ("top_k", "r"):
             value = getattr(self, name)
-            if not _is_whole(value) or value < 1:
+            if not _is_count(value):
                 faults.append(f"{name} must be a whole number of at least 1, not {value!r}")
-        whole = _is_whole(self.top_k) and _is_whole(self.num_experts)
-        if whole and 1 <= self.num_experts < self.top_k:
+        if isinstance(self.num_experts, tuple):
+            self.num_experts = list(self.num_experts)
+        groups = self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
+        if not groups or not all(_is_count(count) for count in groups):
+            faults.append(
+                "num_experts must be a whole number of at least 1, or a list of them, one for "
+                f"each depth group, not {self.num_experts!r}"
+            )
+        elif _is_count(self.top_k) and max(groups) < self.top_k:
             faults.append(
                 f"top_k {self.top_k} is above num_experts {self.num_experts}: "
                 "a token cannot be sent to more experts than there are"
@@ -91,6 +106,8 @@ class MoELoraConfig(PeftConfig):
         if self.gate_rescale not in GATE_RESCALES:
             known = ", ".join(GATE_RESCALES)
             faults.append(f"gate_rescale {self.gate_rescale!r} is unknown; take one of {known}")
+        if self.init not in INITS:
+            faults.append(f"init {self.init!r} is unknown; take one of {', '.join(INITS)}")
         faults += _target_faults(self.target_modules)
         if faults:
             raise UserError(faults)
@@ -117,8 +134,8 @@ def _target_faults(target: object) -> list[str]:
     return [f"target_modules must be a regular expression or a list of names, not {target!r}"]
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_number(value: object) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
 from torch import Tensor, nn
 
 from vlmoe.adapter.config import MoELoraConfig
+from vlmoe.adapter.goat import goat_factors, goat_residual, goat_scale
 from vlmoe.adapter.initialize import new_factors
-from vlmoe.adapter.mixture import FactorPair, mixture
+from vlmoe.adapter.mixture import FactorPair, routed_mixture
 from vlmoe.errors import UserError
 
 NO_MERGE = (
@@ -20,13 +22,18 @@ NO_MERGE = (
     "it off with unload()"
 )
 
+DENSE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+RoutingListener = Callable[[str, Tensor, Tensor], None]
+"""Called in the forward pass with the adapter's name, the router's logits (T, E) and g (T, E)."""
+
 
 class AdapterSettings(NamedTuple):
     """What the forward pass of one adapter needs beside its tensors."""
 
     top_k: int
     scaling: float
-    """lora_alpha / r"""
+    """lora_alpha / r; of GOAT sqrt(3 in / r)"""
     dropout: float
     gate_rescale: str
 
@@ -39,15 +46,26 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     summed. Of the base layer only the forward pass and the widths are used, so a quantized one
     (bitsandbytes 4-bit, 8-bit) serves as well as a dense one.
 
+    An adapter of ``init="goat"`` also holds its first factors, ``moe_lora_start_A`` and
+    ``moe_lora_start_B``, frozen. They are saved with it, because the residual that is taken out of
+    the weight must be the same wherever the adapter is loaded, and a singular value decomposition
+    is not. While such an adapter is active, a dense base layer has W_res for its weight, and W
+    itself is kept in host memory (of a base on the CPU that is where it lies already): so W comes
+    back bit by bit when the adapter is disabled, switched off, deleted or unloaded. A quantized
+    weight is never written; there the first factors' product is subtracted in the forward pass.
+
     Args:
-        base_layer: the linear layer to adapt; it is kept as it is.
+        base_layer: the linear layer to adapt.
         adapter_name: name of the first adapter.
-        config: settings of the first adapter.
+        config: settings of the first adapter; ``num_experts`` is one number here, that of this
+            layer.
     """
 
     tensor_kinds = ("moe_lora_A", "moe_lora_B", "moe_lora_gate")
+    start_kinds = ("moe_lora_start_A", "moe_lora_start_B")
     adapter_layer_names = tensor_kinds
-    other_param_names = ("settings",)
+    other_param_names = ("settings", *start_kinds)
+    routing_listener: RoutingListener | None = None
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, config: MoELoraConfig) -> None:
         super().__init__()
@@ -59,6 +77,11 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self.moe_lora_A = nn.ParameterDict()
         self.moe_lora_B = nn.ParameterDict()
         self.moe_lora_gate = nn.ParameterDict()
+        self.moe_lora_start_A = nn.ParameterDict()
+        self.moe_lora_start_B = nn.ParameterDict()
+        self._whole_weight: Tensor | None = None  # W, while W_res is in its place
+        self._taken_out: list[str] = []  # the adapters whose start is missing from the weight
+        self.register_load_state_dict_post_hook(_after_loading)
         self.settings: dict[str, AdapterSettings] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -68,15 +91,32 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self.train(base_layer.training)
 
     def update_layer(self, adapter_name: str, config: MoELoraConfig) -> None:
-        """Add an adapter, or start one of that name anew."""
+        """Add an adapter, or start one of that name anew.
+
+        Raises:
+            UserError: ``init="goat"`` on a quantized weight that cannot be read.
+        """
+        assert isinstance(config.num_experts, int), config.num_experts
+        goat = config.init == "goat"
         factors = new_factors(config.num_experts, config.r, self.in_features, self.out_features)
         for name, tensor in zip(self.tensor_kinds, factors, strict=True):
             getattr(self, name)[adapter_name] = nn.Parameter(tensor)
+        for name, tensor in zip(self.start_kinds, factors[:2], strict=True):
+            starts = getattr(self, name)
+            if goat:
+                starts[adapter_name] = nn.Parameter(tensor.clone(), requires_grad=False)
+            elif adapter_name in starts:
+                del starts[adapter_name]
+        scaling = goat_scale(self.in_features, config.r) if goat else config.lora_alpha / config.r
         self.settings[adapter_name] = AdapterSettings(
-            config.top_k, config.lora_alpha / config.r, config.lora_dropout, config.gate_rescale
+            config.top_k, scaling, config.lora_dropout, config.gate_rescale
         )
+        # PEFT makes adapters on the meta device when a file is about to fill them.
+        if goat and not self.moe_lora_A[adapter_name].is_meta:
+            self._start_from_singular_values(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self._place_residual(anew=True)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Adapt ``x`` (..., in) to (..., out); the dtype is that of the base layer's output."""
@@ -87,7 +127,9 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             if name not in self.settings:  # another adapter of the model leaves this layer alone
                 continue
             top_k, scaling, dropout, gate_rescale = self.settings[name]
-            y = mixture(
+            if name in self.moe_lora_start_A and name not in self._taken_out:
+                y = y - self._start_output(name, x).to(y.dtype)
+            y, logits, gates = routed_mixture(
                 x,
                 self.moe_lora_A[name],
                 self.moe_lora_B[name],
@@ -98,12 +140,22 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
                 dropout=dropout if self.training else 0.0,
                 base=y,
             )
+            if self.routing_listener is not None:
+                self.routing_listener(name, logits, gates)
         return y
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """The tensors of all its adapters."""
-        for kind in self.tensor_kinds:
+        """The tensors of all its adapters, the frozen ones too."""
+        for kind in (*self.tensor_kinds, *self.start_kinds):
             yield from getattr(self, kind).values()
+
+    def saved_tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """What is saved of one adapter, by kind."""
+        return {
+            kind: getattr(self, kind)[adapter_name]
+            for kind in (*self.tensor_kinds, *self.start_kinds)
+            if adapter_name in getattr(self, kind)
+        }
 
     def factor_pair(self, adapter_name: str = "default") -> FactorPair:
         """The factors ``A`` (E, r, in) and ``B`` (E, r, out) of one adapter, as a declared pair."""
@@ -129,6 +181,112 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         """
         raise UserError(NO_MERGE)
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make these adapters the active ones; the base weight is that of theirs."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._place_residual()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off; off, the base weight is the original one."""
+        super().enable_adapters(enabled)
+        self._place_residual()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; nothing of it stays in the base weight."""
+        super().delete_adapter(adapter_name)
+        self._place_residual()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base layer, with its original weight: what PEFT's ``unload`` puts back.
+
+        Raises:
+            UserError: ``merge`` is asked for.
+        """
+        if merge:
+            self.merge(safe_merge, adapter_names)
+        self._restore_weight()
+        return self.base_layer
+
+    def _start_from_singular_values(self, adapter_name: str) -> None:
+        A, B = goat_factors(self._read_weight(), *self.moe_lora_A[adapter_name].shape[:2])
+        with torch.no_grad():
+            for kinds, start in zip(
+                zip(self.tensor_kinds, self.start_kinds, strict=False), (A, B), strict=True
+            ):
+                for kind in kinds:
+                    getattr(self, kind)[adapter_name].copy_(start)
+
+    def _read_weight(self) -> Tensor:
+        """W (out, in), whatever is in its place, and dequantized."""
+        parameter = self.base_layer.weight
+        assert isinstance(parameter, nn.Parameter)
+        if self._whole_weight is not None:
+            return self._whole_weight.to(parameter.device, parameter.dtype)
+        weight = parameter.detach()
+        if get_bnb_param_type(parameter):
+            state = getattr(self.base_layer, "state", None)  # 8-bit layers keep their scales there
+            weight = dequantize_bnb_weight(parameter, state).detach()
+        shape = (self.out_features, self.in_features)
+        if weight.shape != shape or weight.dtype not in DENSE or weight.is_meta:
+            raise UserError(
+                'init="goat" takes its first values from the weight, and that of a '
+                f"{type(self.base_layer).__name__} cannot be read ({weight.dtype} on "
+                f'{weight.device}): take init="kaiming", or a base that is dense or quantized by '
+                "bitsandbytes"
+            )
+        return weight
+
+    def _place_residual(self, anew: bool = False) -> None:
+        """Give a dense base layer the weight that belongs to the active adapters.
+
+        Args:
+            anew: also if the same adapters are in force; their start may be another.
+        """
+        wanted = [
+            name
+            for name in ([] if self.disable_adapters else self.active_adapters)
+            if name in self.moe_lora_start_A and not self.moe_lora_start_A[name].is_meta
+        ]
+        if not self._writable or (wanted == self._taken_out and not anew):
+            return
+        self._restore_weight()
+        if not wanted:
+            return
+        weight = self.base_layer.weight
+        starts = [
+            (self.moe_lora_start_A[n], self.moe_lora_start_B[n], self.settings[n].scaling)
+            for n in wanted
+        ]
+        residual = goat_residual(weight.detach(), starts)
+        self._whole_weight = weight.detach().to("cpu")
+        # A new Parameter, not new numbers in the old one: another module may share that.
+        self.base_layer.weight = nn.Parameter(residual, requires_grad=weight.requires_grad)
+        self._taken_out = wanted
+
+    def _restore_weight(self) -> None:
+        """Put W back, bit by bit."""
+        if self._whole_weight is None:
+            return
+        weight = self.base_layer.weight
+        self.base_layer.weight = nn.Parameter(
+            self._whole_weight.to(weight.device, weight.dtype), requires_grad=weight.requires_grad
+        )
+        self._whole_weight = None
+        self._taken_out = []
+
+    @property
+    def _writable(self) -> bool:
+        weight = getattr(self.base_layer, "weight", None)
+        return type(weight) is nn.Parameter and weight.dtype in DENSE
+
+    def _start_output(self, adapter_name: str, x: Tensor) -> Tensor:
+        """(s / E) sum_j B_j A_j x of an adapter's start: what a quantized weight has too much."""
+        A, B = (getattr(self, kind)[adapter_name].to(x.dtype) for kind in self.start_kinds)
+        scale = self.settings[adapter_name].scaling / len(A)
+        return (scale * (x @ A.flatten(0, 1).T)) @ B.flatten(0, 1)
+
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
@@ -139,8 +297,10 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             device = None if weight is None else weight.device
         if device is None:
             return
-        for name in self.tensor_kinds:
+        for name in (*self.tensor_kinds, *self.start_kinds):
             tensors = getattr(self, name)
+            if adapter_name not in tensors:
+                continue
             if tensors[adapter_name].device not in (device, torch.device("meta")):
                 moved = tensors[adapter_name].detach().to(device)
                 trains = tensors[adapter_name].requires_grad
@@ -152,9 +312,14 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     def extra_repr(self) -> str:
         return ", ".join(
             f"{name}: {len(self.moe_lora_A[name])} experts of rank {self.moe_lora_A[name].shape[1]}"
-            f", top {settings.top_k}"
+            f", top {settings.top_k}{', goat' if name in self.moe_lora_start_A else ''}"
             for name, settings in self.settings.items()
         )
+
+
+def _after_loading(layer: MoELoraLayer, incompatible_keys: object) -> None:
+    """A loaded start takes another residual out of the weight."""
+    layer._place_residual(anew=True)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, MoELoraLayer]]:

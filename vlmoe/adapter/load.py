@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -13,6 +14,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from vlmoe.adapter.allocation import allocate
 from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.sites import find_sites
@@ -56,12 +58,14 @@ def load_adapter(
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     _check_fit(folder, found, _expected_shapes(bare, config, folder))
 
+    # Low memory use is also low time: no first values are worked out for what the file fills.
+    options: dict[str, Any] = {"is_trainable": is_trainable, "low_cpu_mem_usage": True}
     if isinstance(base_model, PeftModel):
         model = base_model
-        model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
+        model.load_adapter(str(folder), adapter_name, **options)
     else:
         model = PeftModel.from_pretrained(
-            base_model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
+            base_model, str(folder), adapter_name=adapter_name, **options
         )
     _check_loaded(model, folder, adapter_name)
     return model
@@ -158,15 +162,19 @@ def _expected_shapes(
         raise UserError(f"{folder / CONFIG_FILE} is damaged: it names no target_modules")
     try:
         sites = find_sites(model, config.target_modules)
+        experts = allocate(config.num_experts, sites)
     except UserError as error:
         raise UserError(
             [f"the adapter {folder} does not fit the model: {fault}" for fault in error.faults]
         ) from error
-    E, r = config.num_experts, config.r
+    kinds: tuple[str, ...] = MoELoraLayer.tensor_kinds
+    if config.init == "goat":
+        kinds += MoELoraLayer.start_kinds
     shapes: dict[str, tuple[int, ...]] = {}
     for path, layer in sites.items():
-        kinds = ((E, r, layer.in_features), (E, r, layer.out_features), (E, layer.in_features))
-        for kind, shape in zip(MoELoraLayer.tensor_kinds, kinds, strict=True):
+        E = experts[path]
+        A, B = (E, config.r, layer.in_features), (E, config.r, layer.out_features)
+        for kind, shape in zip(kinds, (A, B, (E, layer.in_features), A, B), strict=False):
             shapes[f"{_PREFIX}{path}.{kind}"] = shape
     return shapes
 
@@ -205,9 +213,8 @@ def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
         for path, layer in adapted_layers(model.get_base_model()):
             if adapter_name not in layer.settings:
                 continue
-            for kind in layer.tensor_kinds:
+            for kind, parameter in layer.saved_tensors(adapter_name).items():
                 key = f"{_PREFIX}{path}.{kind}"
-                parameter = getattr(layer, kind)[adapter_name]
                 if key not in unread:
                     wrong.append(key)
                     continue

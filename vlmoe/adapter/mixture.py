@@ -57,7 +57,26 @@ def route(x: Tensor, gate: Tensor, top_k: int) -> Tensor:
         return _top_k_softmax(x.to(dtype) @ gate.to(dtype).T, top_k)
 
 
-def mixture(
+class Mixed(NamedTuple):
+    """What a mixture gives, and how it was routed."""
+
+    output: Tensor
+    """(..., O)"""
+
+    logits: Tensor
+    """(T, E): the router's, float32 at least. Differentiable: a loss on them reaches the router
+    and, through x, the layers before."""
+
+    gates: Tensor
+    """(T, E): g, zero on the experts that were not chosen; without gradient."""
+
+
+def mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, **options: Any) -> Tensor:
+    """The output of `routed_mixture` alone; the same arguments."""
+    return routed_mixture(x, A, B, gate, **options).output
+
+
+def routed_mixture(
     x: Tensor,
     A: Tensor,
     B: Tensor,
@@ -68,7 +87,7 @@ def mixture(
     gate_rescale: str = "none",
     dropout: float = 0.0,
     base: Tensor | None = None,
-) -> Tensor:
+) -> Mixed:
     """Send each token through its experts: ``base + scaling * sum_i g_i B_i A_i dropout(x)``.
 
     The output does not depend on ``gate_rescale``; the gradients do (arXiv 2502.15828):
@@ -97,14 +116,14 @@ def mixture(
         base: (..., O), the output to add to; None for nothing.
 
     Returns:
-        (..., O), in the dtype of ``base`` if there is one.
+        The output (..., O), in the dtype of ``base`` if there is one, and the routing.
     """
     dtype = x.dtype
     kind = x.device.type
     if dtype != torch.float64 and is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     options = _Options(top_k, float(scaling), gate_rescale, float(dropout), dtype)
-    return _Mixture.apply(base, x, A, B, gate, options)
+    return Mixed(*_Mixture.apply(base, x, A, B, gate, options))
 
 
 class _Options(NamedTuple):
@@ -133,12 +152,13 @@ class _Mixture(torch.autograd.Function):
         B: Tensor,
         gate: Tensor,
         options: _Options,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         top_k, scaling, _, dropout, dtype = options
         with _no_autocast(x):
             x_TD = x.reshape(-1, A.shape[-1])
             routing_dtype = _routing_dtype(x, gate)
-            g_TE = _top_k_softmax(x_TD.to(routing_dtype) @ gate.to(routing_dtype).T, top_k)
+            logits_TE = x_TD.to(routing_dtype) @ gate.to(routing_dtype).T
+            g_TE = _top_k_softmax(logits_TE, top_k)
 
             input_TD, keep_TD = x_TD.to(dtype), None
             if dropout > 0:
@@ -159,14 +179,21 @@ class _Mixture(torch.autograd.Function):
 
         ctx.save_for_backward(x, A, B, gate, g_TE, h_TM, keep_TD)
         ctx.options = options
-        return y_TO.view(x.shape[:-1] + B.shape[-1:])
+        ctx.mark_non_differentiable(g_TE)
+        ctx.set_materialize_grads(False)  # mostly nobody asks for the logits' gradient
+        return y_TO.view(x.shape[:-1] + B.shape[-1:]), logits_TE, g_TE
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_logits_TE: Tensor | None, grad_g_TE: None
+    ) -> tuple[Tensor | None, ...]:
         x, A, B, gate, g_TE, h_TM, keep_TD = ctx.saved_tensors
         _, scaling, gate_rescale, dropout, dtype = ctx.options
         scaling /= 1 - dropout
+        grad_base = grad_y
+        if grad_y is None:  # the loss is of the routing alone
+            grad_y = x.new_zeros(x.shape[:-1] + B.shape[-1:])
         needs_base, needs_x, needs_A, needs_B, needs_gate = ctx.needs_input_grad[:5]
         grad_x = grad_A = grad_B = grad_gate = None
 
@@ -195,6 +222,8 @@ class _Mixture(torch.autograd.Function):
                 dots_TM = h_TM.to(g_TE.dtype) * v_TM  # float16 would underflow here
                 dg_TE = scaling * dots_TM.unflatten(-1, A.shape[:2]).sum(-1)
                 dlogits_TE = g_TE * (dg_TE - (g_TE * dg_TE).sum(-1, keepdim=True))
+                if grad_logits_TE is not None:
+                    dlogits_TE = dlogits_TE + grad_logits_TE
             if needs_x:
                 if gate_rescale == "exact":  # the factors saw 1, the input sees the true gate
                     dh_TM = _weigh(v_TM, scaling * g_TE)
@@ -206,7 +235,7 @@ class _Mixture(torch.autograd.Function):
             if needs_gate:
                 grad_gate = (dlogits_TE.T @ x_TD.to(dlogits_TE.dtype)).to(gate.dtype)
 
-        return (grad_y if needs_base else None), grad_x, grad_A, grad_B, grad_gate, None
+        return (grad_base if needs_base else None), grad_x, grad_A, grad_B, grad_gate, None
 
 
 def _top_k_softmax(logits_TE: Tensor, top_k: int) -> Tensor:

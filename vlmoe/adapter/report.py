@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -50,21 +51,22 @@ def adapter_table(model: nn.Module) -> str:
 
     Returns:
         A table with a line per tower and one of totals: adapted layers (blocks of the tower),
-        sites (linear layers), experts/top-k/rank, trainable adapter parameters, parameters of the
+        sites (linear layers), experts/top-k/rank (behind the numbers of the layers, where these
+        differ by depth), trainable adapter parameters, parameters of the
         base (4-bit ones counted one by one, not as they are packed) and the share of the two.
     """
     layers: dict[str, set[int | None]] = defaultdict(set)
     sites: dict[str, int] = defaultdict(int)
-    shapes: dict[str, set[str]] = defaultdict(set)
+    shapes: dict[str, dict[str, dict[int | None, str]]] = defaultdict(lambda: defaultdict(dict))
     trainable: dict[str, int] = defaultdict(int)
     adapter_ids = set()
     for path, layer in adapted_layers(model):
-        tower = path_tower(path)
-        layers[tower].add(layer_number(path))
+        tower, number = path_tower(path), layer_number(path)
+        layers[tower].add(number)
         sites[tower] += 1
         for name, settings in layer.settings.items():
             E, R, _ = layer.moe_lora_A[name].shape
-            shapes[tower].add(f"{E}/{settings.top_k}/{R}")
+            shapes[tower][name][number] = f"{E}/{settings.top_k}/{R}"
         for parameter in layer.adapter_parameters():
             adapter_ids.add(id(parameter))
             trainable[tower] += parameter.numel() if parameter.requires_grad else 0
@@ -85,7 +87,7 @@ def adapter_table(model: nn.Module) -> str:
                 tower,
                 str(sum(len(layers[t]) for t in towers)),
                 str(sum(sites[t] for t in towers)),
-                " ".join(sorted(set().union(*(shapes[t] for t in towers)))) or "-",
+                _shape_cell([of_layer for t in towers for of_layer in shapes[t].values()]),
                 f"{n_trainable:,}",
                 f"{n_base:,}",
                 f"{n_trainable / n_base:.2%}",
@@ -99,6 +101,18 @@ def adapter_table(model: nn.Module) -> str:
         )
         for row in rows
     )
+
+
+def _shape_cell(adapters: list[dict[int | None, str]]) -> str:
+    """The shapes of a tower's adapters; of one that changes with depth, run by run of layers."""
+    cells: list[str] = []
+    for of_layer in adapters:
+        runs = [list(run) for _, run in groupby(of_layer.items(), key=lambda item: item[1])]
+        if len(runs) == 1 or len(adapters) > 1:
+            cells += [run[0][1] for run in runs]
+        else:
+            cells += [f"{run[0][0]}-{run[-1][0]}:{run[0][1]}" for run in runs]
+    return " ".join(dict.fromkeys(cells)) or "-"
 
 
 def check_gradients(model: nn.Module, *, loss_scaled: bool = False) -> None:
