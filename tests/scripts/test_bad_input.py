@@ -16,6 +16,8 @@ TRAIN_FAULTS = {
     "data not made yet": (["--dataset", "visual7w"], "python data_prep/visual7w.py --source"),
     "unknown optimizer": (["--optim", "adam"], "choose from sgd, rsgd"),
     "top_k above experts": (["--top-k", "9"], "top_k 9 is above the number of experts 4"),
+    "more depth groups than layers": (["--experts", "4,4,4"], "tower has 2 adapted layers"),
+    "too few singular values": (["--init", "goat", "--rank", "16"], "lower r or num_experts"),
     "rank out of range": (["--rank", "0"], "rank must be at least 1"),
     "lr out of range": (["--lr", "-1"], "lr must be above 0"),
     "batch size out of range": (["--batch-size", "0"], "batch_size must be at least 1"),

@@ -39,7 +39,8 @@ def test_run_leaves_what_it_promises(train, small, tmp_path, capsys):
     run = tmp_path / "run"
     names = {path.name for path in run.iterdir()}
     assert names == {"config.yaml", "log.jsonl", "curves.png", "checkpoints", "adapter",
-                     "metrics.json", "predictions.jsonl", "README.md"}  # fmt: skip
+                     "metrics.json", "predictions.jsonl", "README.md",
+                     "router.json", "router.png"}  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-3", "step-6"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["optim"], config["experts"]) == ("grsgd", 4)
@@ -47,6 +48,12 @@ def test_run_leaves_what_it_promises(train, small, tmp_path, capsys):
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert steps[0].keys() >= {"step", "loss", "lr", "tokens_per_second", "data_wait"}
+    assert steps[0]["routing"].keys() == {"vision", "language"}
+    assert "balance" not in steps[0]
+    router = json.loads((run / "router.json").read_text())
+    assert (router["step"], len(router["layers"])) == (6, 16)
+    assert router["towers"] == steps[-1]["routing"]
+    assert (run / "router.png").read_bytes().startswith(b"\x89PNG")
     rates = [row["lr"] for row in steps]
     assert rates == pytest.approx([0.01 * (1 - step / 6) for step in range(6)])
     assert [row["step"] for row in rows if "validation_accuracy" in row] == [3, 6]
@@ -82,11 +89,18 @@ def test_pieces_do_not_change_the_mathematics(train, small, tmp_path):
     assert losses(tmp_path / "in1") == pytest.approx(losses(tmp_path / "in3"), rel=1e-5)
 
 
-@pytest.mark.parametrize("optim", ["grsgd", "gradamw", "adamw"])
-def test_resumed_run_ends_like_the_uninterrupted(train, small, tmp_path, optim):
+GOAT = ["--init", "goat", "--experts", "2,4", "--balance-loss", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("optim", "more"),
+    [("grsgd", []), ("gradamw", []), ("adamw", []), ("adamw", GOAT)],
+    ids=["grsgd", "gradamw", "adamw", "goat"],
+)
+def test_resumed_run_ends_like_the_uninterrupted(train, small, tmp_path, optim, more):
     import shutil
 
-    train(*small, "--optim", optim, "--output", "whole")
+    train(*small, "--optim", optim, *more, "--output", "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-6")
     shutil.rmtree(tmp_path / "cut" / "adapter")
@@ -95,8 +109,9 @@ def test_resumed_run_ends_like_the_uninterrupted(train, small, tmp_path, optim):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-def test_evaluate_agrees_with_training(train, evaluate, small, tmp_path, capsys):
-    train(*small, "--output", "run")
+@pytest.mark.parametrize("more", [[], GOAT], ids=["kaiming", "goat"])
+def test_evaluate_agrees_with_training(train, evaluate, small, tmp_path, capsys, more):
+    train(*small, *more, "--output", "run")
     trained = capsys.readouterr().out.splitlines()[-1]
     for adapter in ("run", "run/adapter"):
         evaluate("--adapter", adapter, "--dataset", small[3], "--batch-size", 3)

@@ -24,3 +24,7 @@ def test_same_losses_and_one_writer(small, train, tmp_path):
     )
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    # The statistics of the router are of all questions, not of one process's.
+    for tower in ("vision", "language"):
+        theirs, ours = two[0]["routing"][tower], one[0]["routing"][tower]
+        assert theirs == pytest.approx(ours, abs=0.01)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlmoe.errors import UserError
 from vlmoe.train.config import (
@@ -80,8 +81,15 @@ def test_all_faults_at_once():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"experts": "many"}, "experts must be of type int, got 'many'"),
-        ({"experts": True}, "experts must be of type int"),
+        ({"experts": "many"}, "experts must be of type int or a list of int, got 'many'"),
+        ({"experts": True}, "experts must be of type int or a list"),
+        ({"experts": []}, "experts must be of type int or a list of int, got []"),
+        ({"experts": [2, "4"]}, "experts must be of type int or a list"),
+        ({"experts": [4, 0], "top_k": 2}, "experts must be at least 1, got [4, 0]"),
+        ({"experts": [2, 4], "top_k": 5}, "top_k 5 is above the number of experts [2, 4]"),
+        ({"init": "zero"}, "unknown init 'zero': choose from kaiming, goat"),
+        ({"damping_mode": "relative"}, "unknown damping_mode"),
+        ({"balance_loss": -1.0}, "balance_loss must not be negative"),
         ({"lr": "fast"}, "lr must be a number"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -131,3 +139,27 @@ def test_resume_takes_the_saved_settings(tmp_path):
         from_command_line(["--output", str(tmp_path), "--resume", "--lr", "0.25"], None)
     with pytest.raises(UserError, match="nothing to resume"):
         from_command_line(["--output", str(tmp_path / "other"), "--resume"], None)
+
+
+@pytest.mark.parametrize("text", ["experts: [2, 4, 6]", "experts: 2,4,6", "experts: '2,4,6'"])
+def test_experts_by_depth(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{text}\ntop_k: 3\n")
+    config, _ = from_command_line(["--config", str(file)], None)
+    assert config.experts == [2, 4, 6]
+    assert build(yaml.safe_load(to_yaml(config))) == config
+    assert from_command_line(["--config", str(file), "--experts", "8"], None)[0].experts == 8
+    flag, _ = from_command_line(["--experts", "5,7", "--top-k", "6"], None)
+    assert flag.experts == [5, 7]
+
+
+def test_experts_that_are_no_numbers(capsys):
+    with pytest.raises(SystemExit):
+        from_command_line(["--experts", "2;4"], None)
+    assert "--experts: invalid numbers value: '2;4'" in capsys.readouterr().err
+
+
+def test_damping_follows_the_first_values():
+    assert TrainConfig().damping_in == "absolute"
+    assert TrainConfig(init="goat").damping_in == "trace"
+    assert TrainConfig(init="goat", damping_mode="absolute").damping_in == "absolute"

@@ -35,9 +35,9 @@ def model_card(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[
 
 # MoE-LoRA adapter for {config.model}, trained on {config.dataset} with {config.optim}
 {_NOT_LLAVA if config.model == TINY else ""}
-{config.experts} experts of rank {config.rank} on each adapted layer, {config.top_k} per token
-(arXiv 2502.15828); gate rescaling `{config.rescale}`. It takes a picture and a question with
-lettered options, and answers with a letter.
+{_experts(config)} of rank {config.rank} on each adapted layer, {config.top_k} per token
+(arXiv 2502.15828); gate rescaling `{config.rescale}`, first values `{config.init}`. It takes a
+picture and a question with lettered options, and answers with a letter.
 
 ## Accuracy on the test split of {config.dataset}
 
@@ -69,3 +69,9 @@ model = load_adapter(base.model, "RUN")
 Versions: vlmoe {vlmoe.__version__}, torch {torch.__version__},
 transformers {transformers.__version__}, peft {peft.__version__}.
 """
+
+
+def _experts(config: TrainConfig) -> str:
+    if isinstance(config.experts, int):
+        return f"{config.experts} experts"
+    return f"{', '.join(map(str, config.experts))} experts (by depth)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
@@ -99,14 +99,15 @@ def load(path: Path, model: PeftModel, optimizer: Optimizer, schedule: LRSchedul
 
 
 def _load_adapter(model: PeftModel, file: Path) -> None:
-    """Copy the tensors of a file into the model's adapter; both hold the same ones."""
+    """Copy the tensors of a file into the model's adapter; both hold the same ones.
+
+    By PEFT's way in, so that the layers learn of it: GOAT's residual depends on what is loaded.
+    """
     saved, live = load_file(file), get_peft_model_state_dict(model)
     if saved.keys() != live.keys():
         odd = sorted(saved.keys() ^ live.keys())
         raise UserError(f"{file} does not fit the model: {', '.join(odd[:6])} ({len(odd)} tensors)")
-    with torch.no_grad():
-        for name, tensor in live.items():
-            tensor.copy_(saved[name])
+    set_peft_model_state_dict(model, saved)
 
 
 def _pack(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

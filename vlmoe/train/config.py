@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -18,10 +19,11 @@ from typing import Any
 
 import yaml
 
-from vlmoe.adapter.config import GATE_RESCALES
+from vlmoe.adapter.config import GATE_RESCALES, INITS
 from vlmoe.data.collator import IMAGE_FITS
 from vlmoe.errors import UserError
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
+from vlmoe.optim.precondition import DAMPING_MODES
 from vlmoe.optim.recipe import OPTIMIZERS
 
 CONFIG_FILE = "config.yaml"
@@ -69,16 +71,25 @@ class TrainConfig:
     """largest gradient norm of all gates together"""
     damping: float = 1e-6
     """delta, added to the r x r matrices before they are inverted"""
+    damping_mode: str | None = None
+    """absolute, or trace: damping counts in mean eigenvalues of each matrix (default: absolute;
+    with --init goat, whose matrices start small, trace)"""
     weight_decay: float = 0.0
     """decoupled weight decay (AdamW family)"""
-    experts: int = 20
-    """LoRA experts in each adapted layer"""
+    experts: int | list[int] = 20
+    """LoRA experts in each adapted layer; several numbers, such as 2,4,6,8, are for equal groups
+    of each tower's depth, first layers first (MoLA)"""
     top_k: int = 10
-    """experts in use for each token"""
+    """experts in use for each token; a layer with fewer uses all it has"""
     rank: int = 4
     """rank of each expert"""
+    init: str = "kaiming"
+    """first values of the experts: kaiming (the adapter starts as nothing) or goat (segments of
+    the weight's singular values)"""
     alpha: float = 16.0
-    """the experts' sum is scaled by alpha / rank"""
+    """the experts' sum is scaled by alpha / rank; goat has a scale of its own and leaves it out"""
+    balance_loss: float = 0.0
+    """weight of the load-balancing loss, which is 1 for an even router; GOAT's is 1e-3"""
     dropout: float = 0.05
     """share of a layer's inputs that its experts do not see, in training"""
     gate_rescale: str | None = None
@@ -143,6 +154,11 @@ class TrainConfig:
         """The gate rescaling in force."""
         return self.gate_rescale or OPTIMIZERS[self.optim].gate_rescale
 
+    @property
+    def damping_in(self) -> str:
+        """The damping mode in force."""
+        return self.damping_mode or ("trace" if self.init == "goat" else "absolute")
+
 
 def from_command_line(
     argv: Sequence[str] | None, description: str | None
@@ -173,6 +189,8 @@ def from_command_line(
         options: dict[str, Any] = {"help": docs[field.name].replace("%", "%%") + shown}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif kind is list:
+            options |= {"type": numbers, "metavar": "INT[,INT...]"}
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         parser.add_argument(
@@ -253,9 +271,17 @@ def field_docs(config: type) -> dict[str, str]:
     return docs
 
 
+def numbers(text: str) -> int | list[int]:
+    """``20`` is a number, ``2,4,6,8`` a list of them. Raises ``ValueError`` on anything else."""
+    values = [int(part) for part in text.split(",")]
+    return values if "," in text else values[0]
+
+
 def _kind(field: dataclasses.Field[Any]) -> type:
-    """The field's type without ``| None``."""
+    """The field's type without ``| None``; ``list`` stands for a number or a list of them."""
     hint = typing.get_type_hints(TrainConfig)[field.name]
+    if hint == int | list[int]:
+        return list
     if isinstance(hint, types.UnionType):
         (hint,) = (part for part in hint.__args__ if part is not types.NoneType)
     return hint
@@ -265,6 +291,14 @@ def _type_faults(config: TrainConfig):
     for field in dataclasses.fields(config):
         kind, value = _kind(field), getattr(config, field.name)
         if value is None and field.default is None:
+            continue
+        if kind is list:
+            if isinstance(value, str):  # YAML reads 2,4,6,8 as text
+                with contextlib.suppress(ValueError):
+                    value = numbers(value)
+            if not value or not all(type(v) is int for v in _listed(value)):
+                yield f"{field.name} must be of type int or a list of int, got {value!r}"
+            setattr(config, field.name, value)
             continue
         if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-5 as text
             try:
@@ -279,6 +313,10 @@ def _type_faults(config: TrainConfig):
             yield f"{field.name} must be of type {kind.__name__}, got {value!r}"
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _range_faults(config: TrainConfig):
     choices: dict[str, list[str]] = {
         "optim": list(OPTIMIZERS),
@@ -286,6 +324,8 @@ def _range_faults(config: TrainConfig):
         "dtype": ["auto", *DTYPES],
         "image_fit": list(IMAGE_FITS),
         "gate_rescale": list(GATE_RESCALES),
+        "init": list(INITS),
+        "damping_mode": list(DAMPING_MODES),
     }
     for name, allowed in choices.items():
         value = getattr(config, name)
@@ -294,10 +334,10 @@ def _range_faults(config: TrainConfig):
     for name in ("experts", "top_k", "rank", "batch_size", "grad_accum", "log_steps",
                  "eval_batch_size", "max_steps"):  # fmt: skip
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if value is not None and min(_listed(value)) < 1:
             yield f"{name} must be at least 1, got {value}"
     for name in ("eval_steps", "eval_questions", "test_questions", "save_steps", "workers",
-                 "gate_lr", "damping", "weight_decay", "seed"):  # fmt: skip
+                 "gate_lr", "damping", "weight_decay", "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             yield f"{name} must not be negative, got {value}"
@@ -305,7 +345,7 @@ def _range_faults(config: TrainConfig):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             yield f"{name} must be above 0, got {value}"
-    if config.top_k > config.experts:
+    if config.top_k > max(_listed(config.experts)):
         yield f"top_k {config.top_k} is above the number of experts {config.experts}"
     if not 0 <= config.dropout < 1:
         yield f"dropout must be at least 0 and below 1, got {config.dropout}"

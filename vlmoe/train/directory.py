@@ -1,6 +1,7 @@
 """The run directory: what a run leaves on disk.
 
 config.yaml  log.jsonl  curves.png  metrics.json  predictions.jsonl  README.md
+router.json  router.png  how tokens were spread over the experts in the last logged step
 adapter/             the finished adapter, PEFT format
 checkpoints/step-N/  see vlmoe.train.checkpoint
 skipped.jsonl        training questions that are too long for the model, if there are any
@@ -22,6 +23,7 @@ from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, to_yaml
 from vlmoe.train.loop import Run
+from vlmoe.train.router import write_router
 from vlmoe.train.tracking import draw_curves
 
 
@@ -77,11 +79,14 @@ class RunDirectory:
             checkpoint.save_adapter(model, self.path / checkpoint.ADAPTER, base_name)
 
     def draw(self, run: Run) -> None:
-        """Write ``curves.png`` (needs matplotlib)."""
+        """Write ``curves.png``, ``router.json`` and ``router.png`` (needs matplotlib)."""
         if self.writes:
             title = f"{run.config.dataset}, {run.config.model}, {run.config.optim}"
+            step, table = run.router
+            if table:
+                write_router(step, table, self.path, title)
             if not draw_curves(run.log.rows(), self.path / "curves.png", title):
-                print("curves.png is not drawn: matplotlib is not installed")
+                print("no curves.png and router.png: matplotlib is not installed")
 
     def finish(
         self,

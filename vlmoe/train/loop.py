@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from vlmoe.adapter.report import check_gradients
+from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, summary
 from vlmoe.data.collator import ANSWER_TOKENS, IGNORED, Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.optim.recipe import clip_gates
+from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.tracking import Log
@@ -38,8 +41,10 @@ class Run:
         optimizer: experts and gates as groups of their own.
         schedule: of the learning rates, one tick for each step.
         log: where each logged step goes.
+        routing: watches the routers, in steps that are logged or balanced.
         steps: in all.
         done: of them, before this process (a resumed run).
+        router: what the routers did in the last logged step: its number, and a row for each layer.
     """
 
     config: TrainConfig
@@ -49,8 +54,10 @@ class Run:
     optimizer: Optimizer
     schedule: LRScheduler
     log: Log
+    routing: RoutingRecorder
     steps: int
     done: int = 0
+    router: tuple[int, list[LayerRouting]] = field(default_factory=lambda: (0, []))
 
 
 def train(
@@ -75,6 +82,7 @@ def train(
     config, accelerator = run.config, run.accelerator
     model, optimizer = accelerator.prepare(run.model, run.optimizer)
     accum, world = config.pieces, accelerator.num_processes
+    add_up = partial(accelerator.reduce, reduction="sum")
     order = StepOrder(len(examples), config.batch_size, config.seed)
     batches = pieces(
         examples,
@@ -102,14 +110,26 @@ def train(
         clock.work()
         # Every answer token of the step weighs the same, however it is cut into pieces.
         answers = sum((part["labels"] != IGNORED).sum() for part in parts)
-        answers = accelerator.reduce(torch.as_tensor(answers), "sum")
-        loss = torch.zeros((), device=accelerator.device)
+        answers = add_up(torch.as_tensor(answers))
+        logged = step % config.log_steps == 0 or step in (1, run.steps)
+        weights = piece_weights(parts, run.routing.towers, add_up) if config.balance_loss else None
+        loss, balance = torch.zeros(2, device=accelerator.device)
         for at, part in enumerate(parts):
             last = at == accum - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                part_loss = answer_loss(model, part) / answers
-                accelerator.backward(part_loss * world)  # ranks are averaged, we want their sum
+                watched = run.routing.record(
+                    part["attention_mask"], enabled=logged or bool(weights)
+                )
+                with watched as routing:
+                    part_loss = total = answer_loss(model, part) / answers
+                if weights:
+                    part_balance = routing.balance_loss(weights[at])
+                    balance += part_balance.detach()
+                    total = part_loss + config.balance_loss * part_balance
+                accelerator.backward(total * world)  # ranks are averaged, we want their sum
             loss += part_loss.detach()
+            if logged:
+                run.routing.count(routing)
 
         if not checked and any("pixel_values" in part for part in parts):
             check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
@@ -125,14 +145,15 @@ def train(
 
         clock.count(parts)
         bar.update()
-        if step % config.log_steps == 0 or step in (1, run.steps):
-            value = float(accelerator.reduce(loss, "sum"))
+        if logged:
+            value = float(add_up(loss))
             if not math.isfinite(value):
                 raise UserError(
                     f"the loss is {value} at step {step}: lower --lr (now {config.lr}) or raise "
                     f"--damping (now {config.damping}); finished checkpoints are kept"
                 )
             bar.set_postfix(loss=f"{value:.4f}")
+            run.router = step, run.routing.read(add_up)
             run.log.write(
                 {
                     "step": step,
@@ -141,6 +162,8 @@ def train(
                     "gate_lr": rates["gates"],
                     "gate_norm": float(gate_norm),
                     "damping_retries": int(getattr(run.optimizer, "retries", 0)),
+                    **({"balance": float(add_up(balance))} if weights else {}),
+                    "routing": summary(run.router[1]),
                     **clock.read(world),
                 }
             )

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel, get_peft_model
 
-from vlmoe.adapter import MoELoraConfig, factor_pairs, gates
+from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
 from vlmoe.data.collator import Collator
 from vlmoe.data.dataset import ExampleDataset
 from vlmoe.errors import UserError
@@ -80,6 +80,7 @@ def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         gate_rescale=config.rescale,
+        init=config.init,
         target_modules=config.target_modules,
     )
     with warnings.catch_warnings():
@@ -104,6 +105,7 @@ def make_run(
         lr=config.lr,
         gate_lr=config.gate_lr,
         damping=config.damping,
+        damping_mode=config.damping_in,
         weight_decay=config.weight_decay,
     )
     steps = total_steps(
@@ -115,7 +117,8 @@ def make_run(
         done = checkpoint.load(directory.checkpoint, model, optimizer, schedule)
         accelerator.print(f"resumed from {directory.checkpoint}: {done} of {steps} steps are done")
     log = Log(directory.log, done, writes=directory.writes)
-    return Run(config, accelerator, model, collator, optimizer, schedule, log, steps, done)
+    routing = RoutingRecorder(model)
+    return Run(config, accelerator, model, collator, optimizer, schedule, log, routing, steps, done)
 
 
 def validator(run: Run, examples: ExampleDataset, directory: RunDirectory) -> Callable[[int], None]:

@@ -1,0 +1,61 @@
+"""What the routers did: ``router.json`` and its picture ``router.png``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from vlmoe.adapter.routing import LayerRouting, summary
+from vlmoe.adapter.sites import layer_number
+from vlmoe.files import write_json
+
+
+def write_router(step: int, table: Sequence[LayerRouting], folder: Path, title: str) -> None:
+    """Write both files for the routing of one step (the picture needs matplotlib)."""
+    layers = [asdict(layer) | {"idle": layer.idle} for layer in table]
+    write_json(
+        folder / "router.json", {"step": step, "towers": summary(list(table)), "layers": layers}
+    )
+    draw_router(table, folder / "router.png", f"{title}, step {step}")
+
+
+def draw_router(table: Sequence[LayerRouting], path: Path, title: str) -> bool:
+    """Draw a map of layers x experts for each tower: the load of an expert, 1 where it is even.
+
+    Returns:
+        Whether matplotlib was there to draw with.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import TwoSlopeNorm
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    towers = [
+        [layer for layer in table if layer.tower == tower]
+        for tower in dict.fromkeys(layer.tower for layer in table)
+    ]
+    figure = Figure(figsize=(1 + 4 * len(towers), 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    for axes, layers in zip(figure.subplots(1, len(towers), squeeze=False)[0], towers, strict=True):
+        width = max(len(layer.share) for layer in layers)
+        load = [
+            [len(layer.share) * share for share in layer.share]
+            + [float("nan")] * (width - len(layer.share))
+            for layer in layers
+        ]
+        top = max(2.0, *(value for row in load for value in row if value == value))
+        shown = axes.imshow(
+            load, aspect="auto", cmap="RdBu_r", norm=TwoSlopeNorm(1, 0, top), interpolation="none"
+        )
+        axes.set_facecolor("lightgray")  # experts that a layer does not have
+        first = {layer_number(layer.path): row for row, layer in reversed([*enumerate(layers)])}
+        axes.set_yticks(list(first.values()), [str(number) for number in first], fontsize=7)
+        axes.set(xlabel="expert", ylabel="layer", title=layers[0].tower)
+        figure.colorbar(shown, ax=axes, label="share of tokens / even share")
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
+    return True
