@@ -22,6 +22,7 @@ from vlmoe.adapter.config import GATE_RESCALES
 from vlmoe.data.collator import IMAGE_FITS
 from vlmoe.errors import UserError
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
+from vlmoe.optim.precondition import DAMPING_MODES
 from vlmoe.optim.recipe import OPTIMIZERS
 
 CONFIG_FILE = "config.yaml"
@@ -69,6 +70,9 @@ class TrainConfig:
     """largest gradient norm of all gates together"""
     damping: float = 1e-6
     """delta, added to the r x r matrices before they are inverted"""
+    damping_mode: str = "absolute"
+    """absolute: delta is added as it is; trace: delta times the mean eigenvalue of each matrix, for
+    factors that start small"""
     weight_decay: float = 0.0
     """decoupled weight decay (AdamW family)"""
     experts: int = 20
@@ -285,6 +289,7 @@ def _range_faults(config: TrainConfig):
         "quantize": list(QUANTIZE),
         "dtype": ["auto", *DTYPES],
         "image_fit": list(IMAGE_FITS),
+        "damping_mode": list(DAMPING_MODES),
         "gate_rescale": list(GATE_RESCALES),
     }
     for name, allowed in choices.items():

@@ -104,6 +104,7 @@ def make_run(
         lr=config.lr,
         gate_lr=config.gate_lr,
         damping=config.damping,
+        damping_mode=config.damping_mode,
         weight_decay=config.weight_decay,
     )
     steps = total_steps(
