@@ -301,6 +301,8 @@ class RiemannianSGD(RiemannianOptimizer):
         if stacks(values[0]) or values[0].ndim > 3:
             super()._update_preconditioned(group, params, values, matrices, grads)
             return
+        # Product and update in one pass: memory is what plain SGD costs, so a product that is
+        # written and read back would show.
         lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
         if not momentum:
             add_products_(values, matrices, grads, beta=1 - lr * decay, alpha=-lr)
