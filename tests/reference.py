@@ -105,13 +105,18 @@ def reference_goat(W: Tensor, num_experts: int, rank: int) -> tuple[list[Tensor]
 # In the paper's shapes: A (r, in), B (out, r). ``optimizer_step`` does the transposing.
 
 
-def riemannian_gradients(A, B, dA, dB, damping):
-    """dA <- (B^T B + delta I)^-1 dA, dB <- dB (A A^T + delta I)^-1, for one expert."""
+def riemannian_gradients(A, B, dA, dB, damping, damping_mode="absolute"):
+    """dA <- (B^T B + delta I)^-1 dA, dB <- dB (A A^T + delta I)^-1, for one expert.
+
+    Mode "trace" puts delta times the mean eigenvalue, trace / r, in place of delta.
+    """
     eye = torch.eye(A.shape[0], dtype=A.dtype)
-    return (
-        torch.linalg.inv(B.T @ B + damping * eye) @ dA,
-        dB @ torch.linalg.inv(A @ A.T + damping * eye),
-    )
+
+    def inverse(gram):
+        scale = gram.trace() / len(gram) if damping_mode == "trace" else 1
+        return torch.linalg.inv(gram + damping * scale * eye)
+
+    return inverse(B.T @ B) @ dA, dB @ inverse(A @ A.T)
 
 
 def sgd_step(weight, grad, state, lr, momentum=0.0, weight_decay=0.0):
@@ -136,7 +141,9 @@ def adamw_step(
     return weight - lr * weight_decay * weight - lr * m / (v.sqrt() + eps)
 
 
-def optimizer_step(name, pairs, gates, states, lr, gate_lr, damping=1e-6, **options):
+def optimizer_step(
+    name, pairs, gates, states, lr, gate_lr, damping=1e-6, damping_mode="absolute", **options
+):
     """One step of any of the eight optimizers, a loop over layers and experts.
 
     Args:
@@ -157,7 +164,7 @@ def optimizer_step(name, pairs, gates, states, lr, gate_lr, damping=1e-6, **opti
             A, B = stored_A[expert].detach(), stored_B[expert].detach().T
             dA, dB = stored_A.grad[expert], stored_B.grad[expert].T
             if riemannian:
-                dA, dB = riemannian_gradients(A, B, dA, dB, damping)
+                dA, dB = riemannian_gradients(A, B, dA, dB, damping, damping_mode)
             state_A = states.setdefault((layer, expert, "A"), {})
             state_B = states.setdefault((layer, expert, "B"), {})
             new_A[expert] = update(A, dA, state_A, lr, **options)

@@ -73,7 +73,9 @@ def groups(toy):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("case", ["plain", "all options", "as on an accelerator", "float32"])
+@pytest.mark.parametrize(
+    "case", ["plain", "all options", "weight decay", "trace", "as on an accelerator", "float32"]
+)
 def test_one_and_twenty_steps_as_the_reference(name, case, monkeypatch):
     dtype, rtol = (torch.float32, 2e-3) if case == "float32" else (torch.float64, 1e-9)
     if case == "as on an accelerator":
@@ -81,6 +83,10 @@ def test_one_and_twenty_steps_as_the_reference(name, case, monkeypatch):
         monkeypatch.setattr("vlmoe.optim.riemannian.stacks", lambda tensor: True)
     lr = 2e-2 if OPTIMIZERS[name].family == "sgd" else 5e-2
     extra = {}
+    if case == "weight decay":
+        extra = {"weight_decay": 0.1}
+    if case == "trace":
+        extra = {"damping_mode": "trace"}
     if case == "all options":
         extra = {"weight_decay": 0.1}
         if OPTIMIZERS[name].family == "sgd":
@@ -252,8 +258,9 @@ def test_no_gradient_at_all_is_no_step(optimizer_cls):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_state_dict_round_trip_goes_on_bit_by_bit(optimizer_cls, dtype, tmp_path):
     options = {"momentum": 0.9} if optimizer_cls is RiemannianSGD else {}
+    damping = {"damping": 1e-2, "damping_mode": "trace"}  # the saved one wins, as the lr does
     toy = Toy(dtype=dtype)
-    optimizer = optimizer_cls(groups(toy), lr=1e-2, damping=1e-3, **options)
+    optimizer = optimizer_cls(groups(toy), lr=1e-2, **damping, **options)
     for _ in range(3):
         toy.backward()
         optimizer.step()

@@ -59,6 +59,12 @@ def test_loss_is_transformers_own(base):
     torch.testing.assert_close(answer_loss(base.model, batch), whole * count)
 
 
+def test_damping_and_its_mode_reach_the_optimizer(base, tmp_path):
+    run = make_run(base, tmp_path, damping=1e-2, damping_mode="trace")
+    experts = run.optimizer.param_groups[0]
+    assert (experts["damping"], experts["damping_mode"]) == (1e-2, "trace")
+
+
 def test_with_and_without_pictures_in_one_step(base, tmp_path):
     run = make_run(base, tmp_path, batch_size=9, grad_accum=3)
     train(run, examples())

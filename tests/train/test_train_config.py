@@ -99,6 +99,7 @@ def test_all_faults_at_once():
         ({"gate_rescale": "cube"}, "unknown gate_rescale"),
         ({"lr_end_ratio": 2.0}, "lr_end_ratio must be between 0 and 1"),
         ({"damping": -1e-6}, "damping must not be negative"),
+        ({"damping_mode": "relative"}, "unknown damping_mode 'relative': choose from absolute"),
         ({"seed": -1}, "seed must not be negative"),
         ({"dataset": None}, "dataset must be of type str"),
     ],

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
 
+from vlmoe.adapter.fuse import fused_on_gpu
+
 
 class FactorPair(NamedTuple):
     """The two factors of one adapted layer; expert i adds a multiple of ``B[i].T @ A[i]``.
@@ -158,17 +160,16 @@ class _Mixture(torch.autograd.Function):
             x_TD = x.reshape(-1, A.shape[-1])
             routing_dtype = _routing_dtype(x, gate)
             logits_TE = x_TD.to(routing_dtype) @ gate.to(routing_dtype).T
-            g_TE = _top_k_softmax(logits_TE, top_k)
 
             input_TD, keep_TD = x_TD.to(dtype), None
             if dropout > 0:
                 keep_TD = torch.empty_like(x_TD, dtype=torch.bool).bernoulli_(1 - dropout)
-                input_TD = input_TD * keep_TD
+                input_TD = torch.where(keep_TD, input_TD, 0.0)
             # Dropout's 1 / (1 - p) goes into the small weights rather than over all of x.
             scaling /= 1 - dropout
 
             h_TM = input_TD @ A.flatten(0, 1).to(dtype).T
-            u_TM = _weigh(h_TM, scaling * g_TE)
+            g_TE, u_TM = weigh_forward(logits_TE, h_TM, top_k, scaling)
             B_MO = B.flatten(0, 1).to(dtype)
             if base is not None and base.dtype == dtype:
                 y_TO = torch.addmm(base.reshape(-1, B.shape[-1]), u_TM, B_MO)
@@ -200,34 +201,23 @@ class _Mixture(torch.autograd.Function):
         with _no_autocast(x):
             x_TD = x.reshape(-1, A.shape[-1])
             dy_TO = grad_y.reshape(-1, B.shape[-1]).to(dtype)
-            factor_TE = scaling * _factor_weight(g_TE, gate_rescale)
-
+            # What an expert's output would pull on its hidden entries at weight 1.
+            v_TM = dy_TO @ B.flatten(0, 1).to(dtype).T
+            u_TM, dh_TM, dh_for_x_TM, dlogits_TE = weigh_backward(
+                g_TE, h_TM, v_TM, scaling, gate_rescale
+            )
+            if grad_logits_TE is not None:
+                dlogits_TE = dlogits_TE + grad_logits_TE
             if needs_B:
-                dB_MO = _weigh(h_TM, factor_TE).T @ dy_TO
-                grad_B = dB_MO.view(B.shape).to(B.dtype)
-
-            if needs_x or needs_A or needs_gate:
-                # What an expert's output would pull on its hidden entries at weight 1.
-                v_TM = dy_TO @ B.flatten(0, 1).to(dtype).T
-                dh_TM = _weigh(v_TM, factor_TE)
+                grad_B = (u_TM.T @ dy_TO).view(B.shape).to(B.dtype)
             if needs_A:
                 input_TD = x_TD.to(dtype)
                 if keep_TD is not None:
-                    input_TD = input_TD * keep_TD
+                    input_TD = torch.where(keep_TD, input_TD, 0.0)
                 grad_A = (dh_TM.T @ input_TD).view(A.shape).to(A.dtype)
                 del input_TD
-            if needs_x or needs_gate:
-                # dg_i = scaling * <dy, B_i A_i x>, then back through the softmax. It ran over the
-                # chosen experts only, and g is zero on the others, which stay out of it.
-                dots_TM = h_TM.to(g_TE.dtype) * v_TM  # float16 would underflow here
-                dg_TE = scaling * dots_TM.unflatten(-1, A.shape[:2]).sum(-1)
-                dlogits_TE = g_TE * (dg_TE - (g_TE * dg_TE).sum(-1, keepdim=True))
-                if grad_logits_TE is not None:
-                    dlogits_TE = dlogits_TE + grad_logits_TE
             if needs_x:
-                if gate_rescale == "exact":  # the factors saw 1, the input sees the true gate
-                    dh_TM = _weigh(v_TM, scaling * g_TE)
-                dx_TD = dh_TM @ A.flatten(0, 1).to(dtype)
+                dx_TD = dh_for_x_TM @ A.flatten(0, 1).to(dtype)
                 if keep_TD is not None:
                     dx_TD.mul_(keep_TD)
                 dx_TD.addmm_(dlogits_TE.to(dtype), gate.to(dtype))
@@ -236,6 +226,42 @@ class _Mixture(torch.autograd.Function):
                 grad_gate = (dlogits_TE.T @ x_TD.to(dlogits_TE.dtype)).to(gate.dtype)
 
         return (grad_base if needs_base else None), grad_x, grad_A, grad_B, grad_gate, None
+
+
+@fused_on_gpu
+def weigh_forward(
+    logits_TE: Tensor, h_TM: Tensor, top_k: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """All that lies between the two products: the gates g, and the weighted hidden entries u."""
+    g_TE = _top_k_softmax(logits_TE, top_k)
+    return g_TE, _weigh(h_TM, scaling * g_TE)
+
+
+@fused_on_gpu
+def weigh_backward(
+    g_TE: Tensor, h_TM: Tensor, v_TM: Tensor, scaling: float, gate_rescale: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Their backward pass, with what ``gate_rescale`` puts in place of g.
+
+    Args:
+        g_TE, h_TM: the gates and the hidden entries of the forward pass.
+        v_TM: what an expert's output would pull on its hidden entries at weight 1, dy B^T.
+        scaling, gate_rescale: as in ``mixture``.
+
+    Returns:
+        The weighted hidden entries for B's gradient, the gradient of the hidden entries for A and
+        for x, and the gradient of the router's logits.
+    """
+    factor_TE = scaling * _factor_weight(g_TE, gate_rescale)
+    dh_TM = dh_for_x_TM = _weigh(v_TM, factor_TE)
+    if gate_rescale == "exact":  # the factors see 1, the input sees the true gate
+        dh_for_x_TM = _weigh(v_TM, scaling * g_TE)
+    # dg_i = scaling * <dy, B_i A_i x>, then back through the softmax. It ran over the chosen
+    # experts only, and g is zero on the others, which stay out of it.
+    dots_TM = h_TM.to(g_TE.dtype) * v_TM  # float16 would underflow here
+    dg_TE = scaling * dots_TM.unflatten(-1, (g_TE.shape[-1], -1)).sum(-1)
+    dlogits_TE = g_TE * (dg_TE - (g_TE * dg_TE).sum(-1, keepdim=True))
+    return _weigh(h_TM, factor_TE), dh_TM, dh_for_x_TM, dlogits_TE
 
 
 def _top_k_softmax(logits_TE: Tensor, top_k: int) -> Tensor:

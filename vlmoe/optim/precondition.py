@@ -96,8 +96,9 @@ def damped_inverse(
         factor_Nrr = torch.where(failed_N[:, None, None], again_Nrr, factor_Nrr)
         failed_N = failed_N & failed_again_N
 
-    inverse_Nrr = torch.cholesky_solve(eye_rr.expand_as(gram_Nrr), factor_Nrr)
-    inverse_Nrr = inverse_Nrr.masked_fill(failed_N[:, None, None], 0)
+    # L^-T L^-1. The triangular solve is batched on every device, cholesky_solve is not.
+    root_Nrr = torch.linalg.solve_triangular(factor_Nrr, eye_rr.expand_as(gram_Nrr), upper=False)
+    inverse_Nrr = (root_Nrr.mT @ root_Nrr).masked_fill(failed_N[:, None, None], 0)
     return inverse_Nrr, retried_N, failed_N
 
 
@@ -158,6 +159,29 @@ def multiply(matrices: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor
     if stacks(grads[0]):
         return list(torch.stack(list(matrices)) @ torch.stack(list(grads)).to(dtype))
     return [matrix @ grad.to(dtype) for matrix, grad in zip(matrices, grads, strict=True)]
+
+
+@torch.no_grad()
+def add_products_(
+    targets: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    beta: float = 1.0,
+    alpha: float = 1.0,
+) -> None:
+    """W <- beta W + alpha P G in place, pair by pair, with no product left in memory.
+
+    Each W and G is read once and each W written once, which is what the update costs without P.
+
+    Args:
+        targets: W, each (r, w) or (E, r, w), in the dtype of P.
+        matrices: P, each (r, r) or (E, r, r).
+        grads: G, in the shapes and dtype of W.
+    """
+    for target, matrix, grad in zip(targets, matrices, grads, strict=True):
+        add = target.addmm_ if target.ndim == 2 else target.baddbmm_
+        add(matrix, grad, beta=beta, alpha=alpha)
 
 
 def _grams(factors: Sequence[Tensor]) -> list[Tensor]:

@@ -22,6 +22,7 @@ from vlmoe.optim.precision import full_precision
 from vlmoe.optim.precondition import (
     DAMPING_MODES,
     FactorisationError,
+    add_products_,
     blocks,
     compute_dtype,
     inverse_grams,
@@ -160,14 +161,15 @@ class RiemannianOptimizer(Optimizer):
         for block in blocks([_local(param) for param in params]):
             chosen = [params[i] for i in block]
             values = [_local(param) for param in chosen]
-            grads = [_local(param.grad) for param in chosen if param.grad is not None]
-            if inverses is not None:
-                grads = multiply([inverses[i] for i in block], grads)
             # Half-precision parameters are updated in float32, as are their moments.
             dtype = compute_dtype(values[0].dtype)
             worked_on = [value.to(dtype) for value in values]
-            grads = [grad.to(dtype) for grad in grads]
-            self._update(group, chosen, worked_on, grads, _kernel([*worked_on, *grads]))
+            grads = [_local(param.grad).to(dtype) for param in chosen if param.grad is not None]
+            if inverses is None:
+                self._update(group, chosen, worked_on, grads)
+            else:
+                matrices = [inverses[i] for i in block]
+                self._update_preconditioned(group, chosen, worked_on, matrices, grads)
             for value, result in zip(values, worked_on, strict=True):
                 if result is not value:
                     value.copy_(result)
@@ -178,10 +180,20 @@ class RiemannianOptimizer(Optimizer):
         params: list[Tensor],
         values: list[Tensor],
         grads: list[Tensor],
-        kernel: dict[str, Any],
     ) -> None:
         """Update ``values`` (the local, full-precision view of ``params``) in place."""
         raise NotImplementedError
+
+    def _update_preconditioned(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        values: list[Tensor],
+        matrices: list[Tensor],
+        grads: list[Tensor],
+    ) -> None:
+        """The same with the gradients ``matrices @ grads``."""
+        self._update(group, params, values, multiply(matrices, grads))
 
     def _moments(self, params: Sequence[Tensor], name: str) -> list[Tensor]:
         """The state tensor ``name`` of each parameter, zero at first, float32 at least."""
@@ -261,7 +273,6 @@ class RiemannianSGD(RiemannianOptimizer):
         params: list[Tensor],
         values: list[Tensor],
         grads: list[Tensor],
-        kernel: dict[str, Any],
     ) -> None:
         # A buffer of zeros gives the first step torch's start, the gradient itself.
         moving = bool(group["momentum"])
@@ -276,8 +287,32 @@ class RiemannianSGD(RiemannianOptimizer):
             dampening=0.0,
             nesterov=False,
             maximize=False,
-            **kernel,
+            **_kernel([*values, *grads]),
         )
+
+    def _update_preconditioned(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        values: list[Tensor],
+        matrices: list[Tensor],
+        grads: list[Tensor],
+    ) -> None:
+        if stacks(values[0]) or values[0].ndim > 3:
+            super()._update_preconditioned(group, params, values, matrices, grads)
+            return
+        # Product and update in one pass: memory is what plain SGD costs, so a product that is
+        # written and read back would show.
+        lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+        if not momentum:
+            add_products_(values, matrices, grads, beta=1 - lr * decay, alpha=-lr)
+            return
+        buffers = self._moments(params, "momentum_buffer")
+        add_products_(buffers, matrices, grads, beta=momentum)
+        for value, buffer in zip(values, buffers, strict=True):
+            if decay:
+                buffer.add_(value, alpha=decay)
+            value.add_(buffer, alpha=-lr)
 
 
 class RiemannianAdamW(RiemannianOptimizer):
@@ -328,7 +363,6 @@ class RiemannianAdamW(RiemannianOptimizer):
         params: list[Tensor],
         values: list[Tensor],
         grads: list[Tensor],
-        kernel: dict[str, Any],
     ) -> None:
         for param in params:
             if "step" not in self.state[param]:
@@ -352,7 +386,7 @@ class RiemannianAdamW(RiemannianOptimizer):
             weight_decay=group["weight_decay"],
             amsgrad=False,
             maximize=False,
-            **kernel,
+            **_kernel([*values, *grads]),
         )
 
 

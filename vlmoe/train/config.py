@@ -72,8 +72,8 @@ class TrainConfig:
     damping: float = 1e-6
     """delta, added to the r x r matrices before they are inverted"""
     damping_mode: str | None = None
-    """absolute, or trace: damping counts in mean eigenvalues of each matrix (default: absolute;
-    with --init goat, whose matrices start small, trace)"""
+    """absolute: delta is added as it is; trace: delta times the mean eigenvalue of each matrix, for
+    factors that start small (default: absolute; with --init goat trace)"""
     weight_decay: float = 0.0
     """decoupled weight decay (AdamW family)"""
     experts: int | list[int] = 20

@@ -1,0 +1,223 @@
+"""Measure a training step and an optimizer step beside what they are compared with.
+
+    python scripts/benchmark.py --size mid
+    python scripts/benchmark.py --size 7b --only optimizer
+    python scripts/benchmark.py --size 7b --device cuda --dtype bf16 --checkpointing
+
+The step is forward and backward of LLaVA with random weights: the frozen base with the gradient
+through it (the floor), PEFT's LoRA with as many ranks as all experts together, the usual loop over
+experts, and the adapters of this package. All run in one process, in turns; ratios are of medians.
+The optimizer step is that of torch.optim (foreach), of this package, and of PEFT's Riemannian
+wrapper on the same pairs. Peak memory counts what a step holds on top of model and adapters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmoe.adapter import MoELoraConfig
+from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
+from vlmoe.benchmark.optimizers import FAMILIES, optimizer_works, random_pairs
+from vlmoe.benchmark.steps import VARIANTS, step_works
+from vlmoe.errors import UserError, run_command
+from vlmoe.files import write_json
+from vlmoe.models.llava import DTYPES, resolve_device, resolve_dtype
+from vlmoe.models.random import SIZES, attention_widths, random_batch, random_llava, size_config
+
+PARTS = ("step", "memory", "optimizer")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="mid", help="of the model (default mid)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of the base")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure")
+    parser.add_argument(
+        "--variants",
+        choices=VARIANTS,
+        nargs="+",
+        default=["base", "lora", "loop", "sqrt"],
+        help="adapters to measure (default base lora loop sqrt); lora is what ratios refer to",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="measured runs of each (default 15)"
+    )
+    parser.add_argument("--experts", type=int, default=20, help="experts of a layer (default 20)")
+    parser.add_argument("--top-k", type=int, default=10, help="experts of a token (default 10)")
+    parser.add_argument("--rank", type=int, default=4, help="rank of an expert (default 4)")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures in a step (default 1)")
+    parser.add_argument("--words", type=int, default=64, help="text tokens a picture (default 64)")
+    parser.add_argument(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="gradient checkpointing",
+    )
+    parser.add_argument("--output", type=Path, help="where to write (default runs/benchmark/...)")
+    args = parser.parse_args(argv)
+    faults = [
+        f"--{name.replace('_', '-')} must be at least 1"
+        for name in ("repeats", "batch_size", "words")
+        if getattr(args, name) < 1
+    ]
+    if "lora" not in args.variants:
+        faults.append("--variants must hold lora: ratios refer to it")
+    if faults:
+        raise UserError(faults)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    config = MoELoraConfig(num_experts=args.experts, top_k=args.top_k, r=args.rank)
+    results: dict[str, Any] = about(argv, args, device, dtype)
+    print(heading(results))
+    if "step" in args.only or "memory" in args.only:
+        results["step"] = measure_steps(args, config, device, dtype)
+        print(table("step, forward and backward", results["step"]))
+    if "optimizer" in args.only:
+        for family in FAMILIES:
+            found = measure_optimizer(args, family, device)
+            results[f"optimizer_{family}"] = found
+            print(table(f"optimizer step, {family}", found))
+    output = args.output or default_output(args, device, dtype)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, results)
+    print(f"written to {output}")
+
+
+def measure_steps(
+    args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    model = random_llava(size_config(args.size), device, dtype)
+    if args.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = random_batch(model, args.batch_size, args.words)
+    works = step_works(model, batch, config, args.variants)
+    found: dict[str, Any] = {name: {} for name in works}
+    if "step" in args.only:
+        found = timed(works, args.repeats, device, "lora")
+    if "memory" in args.only:
+        peaks = {name: peak_bytes(work, device) for name, work in works.items()}
+        for name, peak in peaks.items():
+            found[name] |= {"peak_bytes": peak, "peak_ratio": ratio(peak, peaks["lora"])}
+    return found
+
+
+def measure_optimizer(
+    args: argparse.Namespace, family: str, device: torch.device
+) -> dict[str, Any]:
+    widths = attention_widths(size_config(args.size))
+    works = optimizer_works(family, random_pairs(widths, args.experts, args.rank, device))
+    return timed(works, args.repeats, device, next(iter(works)))
+
+
+def timed(
+    works: Mapping[str, Work], repeats: int, device: torch.device, unit: str
+) -> dict[str, Any]:
+    """Median, all times, and the ratio of medians to that of ``unit``."""
+    times = interleaved(works, repeats, device)
+    medians = {name: statistics.median(found) if found else None for name, found in times.items()}
+    return {
+        name: {
+            "ratio": ratio(medians[name], medians[unit]),
+            "seconds": medians[name],
+            "all_seconds": found,
+        }
+        for name, found in times.items()
+    }
+
+
+def ratio(value: float | None, unit: float | None) -> float | None:
+    return value / unit if value is not None and unit else None
+
+
+def about(
+    argv: Sequence[str] | None, args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """All that a figure needs beside it."""
+    given = sys.argv[1:] if argv is None else argv
+    return {
+        "command": shlex.join(["python", "scripts/benchmark.py", *given]),
+        "settings": {
+            **{name: value for name, value in vars(args).items() if name != "output"},
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        "machine": {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("vlmoe", "torch", "transformers", "peft")},
+        },
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def heading(results: Mapping[str, Any]) -> str:
+    settings, machine = results["settings"], results["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    return (
+        f"{results['command']}\n"
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} CPU threads; {versions}\n"
+        f"base in {settings['dtype']}, experts/top k/rank "
+        f"{settings['experts']}/{settings['top_k']}/{settings['rank']}, "
+        f"median of {settings['repeats']}"
+    )
+
+
+def table(title: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Ratios first: they are what carries over to another machine."""
+    columns = {
+        "ratio": ("time ratio", 1, ".2f"),
+        "seconds": ("time ms", 1e3, ".1f"),
+        "peak_ratio": ("memory ratio", 1, ".2f"),
+        "peak_bytes": ("memory MiB", 2**-20, ".1f"),
+    }
+    keys = [key for key in columns if any(key in row for row in found.values())]
+    width = max(len(title), *map(len, found))
+    lines = ["", title.ljust(width) + "".join(f"{columns[key][0]:>14}" for key in keys)]
+    for name, row in found.items():
+        cells = []
+        for key in keys:
+            _, unit, form = columns[key]
+            value = row[key]
+            cells.append(f"{'too large' if value is None else format(value * unit, form):>14}")
+        lines.append(name.ljust(width) + "".join(cells))
+    return "\n".join(lines)
+
+
+def default_output(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Path:
+    kind = str(dtype).removeprefix("torch.")
+    name = f"{args.size}-{device.type}-{kind}" + ("-checkpointing" if args.checkpointing else "")
+    return Path("runs") / "benchmark" / f"{name}.json"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,89 @@
+"""The steps between the products: compiled and plain agree, and what decides between them.
+
+On a GPU the default backend fuses them (tests/gpu); here the same trace runs without a compiler.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import vlmoe.adapter.mixture  # noqa: F401  (the package exports a function of that name)
+from vlmoe.adapter import fuse
+
+steps = sys.modules["vlmoe.adapter.mixture"]
+
+
+def compiled(function):
+    """Traced whole, with no way out to plain Python."""
+    return torch.compile(function.__wrapped__, backend="aot_eager", fullgraph=True, dynamic=True)
+
+
+@pytest.mark.parametrize("gate_rescale", ["none", "sqrt", "exact"])
+def test_compiled_as_plain(gate_rescale):
+    torch._dynamo.reset()
+    forward, backward = compiled(steps.weigh_forward), compiled(steps.weigh_backward)
+    draw = torch.Generator().manual_seed(0)
+    for tokens in (7, 1, 12):
+        logits = torch.randn(tokens, 5, generator=draw)
+        h, v = (torch.randn(tokens, 10, generator=draw).bfloat16() for _ in range(2))
+        got, wanted = (each(logits, h, 3, 4.0) for each in (forward, steps.weigh_forward))
+        g = wanted[0]
+        got += backward(g, h, v, 4.0, gate_rescale)
+        wanted += steps.weigh_backward(g, h, v, 4.0, gate_rescale)
+        for one, other in zip(got, wanted, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other)
+
+
+def test_only_on_a_gpu_and_not_against_the_users_will(monkeypatch):
+    on_gpu = SimpleNamespace(is_cuda=True)
+    monkeypatch.delenv(fuse.SWITCH, raising=False)
+    assert fuse.wants_fusing(on_gpu)
+    assert not fuse.wants_fusing(torch.zeros(1))
+    monkeypatch.setenv(fuse.SWITCH, "0")
+    assert not fuse.wants_fusing(on_gpu)
+
+
+def test_what_cannot_be_compiled_is_said_once_and_done_plainly(monkeypatch):
+    calls = []
+
+    def compile_nothing(function, **options):
+        def fail(*args):
+            calls.append(args)
+            raise RuntimeError("no Triton here\nand more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(fuse, "wants_fusing", lambda tensor: True)
+    doubled = fuse.fused_on_gpu(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match=r"unfused.*RuntimeError: no Triton here$"):
+        assert doubled(torch.ones(())) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert doubled(torch.ones(())) == 2
+    assert len(calls) == 1
+
+
+def test_a_mistake_of_the_call_is_no_reason_to_give_up(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(fuse, "wants_fusing", lambda tensor: True)
+    doubled = fuse.fused_on_gpu(lambda x: x @ torch.ones(2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="shapes"):
+            doubled(torch.ones(3, 3))
+        assert doubled(torch.ones(1, 2)).tolist() == [[2, 2]]
+
+
+def test_the_compiled_function_is_the_one_that_runs(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda x: function(x) + 1)
+    doubled = fuse.fused_on_gpu(lambda x: 2 * x)
+    assert doubled(torch.ones(())) == 2
+    monkeypatch.setattr(fuse, "wants_fusing", lambda tensor: True)
+    assert doubled(torch.ones(())) == 3

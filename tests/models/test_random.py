@@ -1,0 +1,34 @@
+"""Random models have the shapes they claim."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmoe.adapter.sites import default_target_pattern, find_sites
+from vlmoe.models.random import attention_widths, random_batch, random_llava, size_config
+
+
+def test_small_runs_and_its_widths_are_those_of_the_adapted_layers():
+    config = size_config("small")
+    model = random_llava(config, "cpu", torch.bfloat16)
+    batch = random_batch(model, 2, 5)
+    assert model(**batch).logits.shape == (2, 16 + 5, 32064)
+    assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
+    assert not any(param.requires_grad for param in model.parameters())
+    sites = find_sites(model, default_target_pattern(model)).values()
+    widths = sorted(attention_widths(config))
+    assert widths == sorted(s.in_features for s in sites) == sorted(s.out_features for s in sites)
+
+
+def test_7b_is_llava():
+    """On the meta device: shapes without weights."""
+    config = size_config("7b")
+    model = random_llava(config, "meta", torch.bfloat16)
+    assert sum(param.numel() for param in model.parameters()) == 7_063_427_072
+    assert attention_widths(config) == [1024] * 4 * 23 + [4096] * 4 * 32
+    sites = find_sites(model, default_target_pattern(model)).values()
+    assert sorted(s.in_features for s in sites) == attention_widths(config)
+
+
+def test_mid_keeps_the_image_tokens_of_the_large_one():
+    assert size_config("mid").image_seq_length == size_config("7b").image_seq_length == 576

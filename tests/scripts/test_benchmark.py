@@ -1,0 +1,59 @@
+"""The benchmark on the smallest size: a table, a file, and no nonsense in either."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.scripts.conftest import script
+from vlmoe.errors import UserError
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    main = script("benchmark").main
+    return lambda *flags: main(["--size", "small", "--device", "cpu", *flags])
+
+
+@pytest.mark.slow
+def test_all_parts(benchmark, capsys, tmp_path):
+    benchmark("--repeats", "2", "--experts", "8", "--top-k", "4", "--words", "8")
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "runs/benchmark/small-cpu-float32.json").read_text())
+    assert "--size small" in found["command"]
+    assert found["settings"]["experts"] == 8
+    assert {"torch", "peft", "transformers"} <= set(found["versions"])
+    assert found["machine"]["threads"] >= 1
+    step = found["step"]
+    assert list(step) == ["base", "lora", "loop", "sqrt"]
+    assert step["lora"]["ratio"] == step["lora"]["peak_ratio"] == 1
+    for name, row in step.items():
+        assert len(row["all_seconds"]) == 2
+        assert row["ratio"] == pytest.approx(row["seconds"] / step["lora"]["seconds"])
+        assert name in shown
+        assert f"{row['ratio']:.2f}" in shown
+    # No matter how busy the machine: what is kept does not depend on it.
+    assert step["loop"]["peak_bytes"] > step["lora"]["peak_bytes"] > step["base"]["peak_bytes"]
+    for family in ("sgd", "adamw"):
+        assert list(found[f"optimizer_{family}"]) == [
+            f"torch.optim {family}",
+            f"r{family}",
+            f"PEFT wrapper, {family}",
+        ]
+
+
+@pytest.mark.parametrize("flags", [[], ["--checkpointing", "--dtype", "bf16"]], ids=str)
+def test_ours_keeps_no_more_than_lora(benchmark, flags, tmp_path):
+    benchmark("--only", "memory", "--variants", "lora", "sqrt", "--output", "x/out.json", *flags)
+    found = json.loads((tmp_path / "x/out.json").read_text())
+    assert found["step"]["sqrt"]["peak_ratio"] < 1.05
+    assert "optimizer_sgd" not in found
+    assert "seconds" not in found["step"]["sqrt"]
+
+
+def test_faults_of_the_user(benchmark):
+    with pytest.raises(UserError) as caught:
+        benchmark("--repeats", "0", "--variants", "loop")
+    assert len(caught.value.faults) == 2

@@ -1,0 +1,1 @@
+"""What a training step costs, beside what users know: measured, not claimed."""
