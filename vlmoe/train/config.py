@@ -20,6 +20,7 @@ import yaml
 
 from vlmoe.adapter.config import GATE_RESCALES
 from vlmoe.data.collator import IMAGE_FITS
+from vlmoe.data.prompt import PROMPTS
 from vlmoe.errors import UserError
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
 from vlmoe.optim.recipe import OPTIMIZERS
@@ -96,6 +97,9 @@ class TrainConfig:
     pieces of at most 5 questions)"""
     seed: int = 0
     """of initial experts, order of questions and dropout"""
+    prompt: str = "llava"
+    """how questions are put: llava (LLaVA-1.5's own), vmcbench (the benchmark's), or paper (the
+    answer is a sentence, `The answer is B.`)"""
     image_fit: str = "crop"
     """pictures that are not square: crop to the middle (the hub's processor), or pad (original
     LLaVA)"""
@@ -285,6 +289,7 @@ def _range_faults(config: TrainConfig):
         "quantize": list(QUANTIZE),
         "dtype": ["auto", *DTYPES],
         "image_fit": list(IMAGE_FITS),
+        "prompt": list(PROMPTS),
         "gate_rescale": list(GATE_RESCALES),
     }
     for name, allowed in choices.items():

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from vlmoe.adapter.report import check_gradients
-from vlmoe.data.collator import ANSWER_TOKENS, IGNORED, Collator
+from vlmoe.data.collator import IGNORED, Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.optim.recipe import clip_gates
@@ -107,7 +107,7 @@ def train(
         for at, part in enumerate(parts):
             last = at == accum - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                part_loss = answer_loss(model, part) / answers
+                part_loss = answer_loss(model, part, len(run.collator.answer)) / answers
                 accelerator.backward(part_loss * world)  # ranks are averaged, we want their sum
             loss += part_loss.detach()
 
@@ -154,14 +154,16 @@ def train(
     bar.close()
 
 
-def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def answer_loss(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], answer_tokens: int
+) -> torch.Tensor:
     """Summed cross-entropy of the answers' tokens, float32 at least.
 
-    Answers stand at the end of every row, so only the last logits are computed.
+    Answers are the last ``answer_tokens`` of every row, so only the last logits are computed.
     """
-    labels = batch["labels"][:, -ANSWER_TOKENS:]
+    labels = batch["labels"][:, -answer_tokens:]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    out = model(**inputs, logits_to_keep=ANSWER_TOKENS + 1, use_cache=False)
+    out = model(**inputs, logits_to_keep=answer_tokens + 1, use_cache=False)
     logits = out.logits[:, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(
