@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -39,7 +40,8 @@ def examples(count: int = 17) -> list[Example]:
 
 
 def values(item: Scored) -> tuple[float, ...]:
-    return item.prediction.probabilities or item.prediction.scores
+    """Probabilities: of the letters, or of an option's token (their geometric mean)."""
+    return item.prediction.probabilities or tuple(map(math.exp, item.prediction.scores))
 
 
 @pytest.mark.parametrize("prompt", ["llava", "paper"])
@@ -130,6 +132,7 @@ def test_generating_heeds_no_setting_of_the_models_own(base, monkeypatch):
                         "min_new_tokens": 5}.items():  # fmt: skip
         monkeypatch.setattr(base.model.generation_config, name, value)
     assert predictor.choose_all(examples()) == plain
+    assert base.model.generation_config.num_beams == 3
 
 
 def test_mode_of_the_model_is_kept(base):
@@ -153,6 +156,4 @@ def test_workers_give_the_same(base):
 def test_unknown_scoring(base):
     with pytest.raises(UserError, match="unknown scoring 'luck': choose from letter"):
         make_predictor("luck", base.model, base.collator())
-    assert isinstance(
-        make_predictor("generate", base.model, base.collator()), GeneratePredictor
-    )
+    assert isinstance(make_predictor("generate", base.model, base.collator()), GeneratePredictor)

@@ -59,11 +59,12 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
         "by_category": by_category,
         "unparsed": sum(item.prediction.choice is None for item in labelled),
     }
-    if groups:
-        numbers["by_group"] = {
-            group: _group([item for item in labelled if groups.get(item.example.category) == group])
-            for group in dict.fromkeys(groups.values())
-        }
+    in_group: dict[str, list[Scored]] = {}
+    for item in labelled:
+        if group := (groups or {}).get(item.example.category):
+            in_group.setdefault(group, []).append(item)
+    if in_group:
+        numbers["by_group"] = {group: _group(items) for group, items in sorted(in_group.items())}
     return numbers
 
 

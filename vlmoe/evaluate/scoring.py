@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
@@ -90,6 +93,14 @@ class GeneratePredictor(Predictor):
     def __init__(self, model: nn.Module, collator: Collator, max_new_tokens: int = MAX_NEW_TOKENS):
         super().__init__(model, collator)
         self.max_new_tokens = max_new_tokens
+        tokenizer = collator.processor.tokenizer
+        self._greedy = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
 
     @property
     def collate(self) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
@@ -99,20 +110,8 @@ class GeneratePredictor(Predictor):
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
         tokenizer = self.collator.processor.tokenizer
-        # All that a model's own generation_config may set otherwise on the way is named here.
-        said = self.model.generate(  # type: ignore[operator]
-            **batch,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        with _generating_by(self.model, self._greedy):
+            said = self.model.generate(**batch)  # type: ignore[operator]
         new = said[:, batch["input_ids"].shape[1] :].cpu()
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         return [
@@ -132,6 +131,20 @@ def make_predictor(
     if scoring == "generate":
         return GeneratePredictor(model, collator, max_new_tokens)
     raise UserError(f"unknown scoring {scoring!r}: choose from {', '.join(SCORINGS)}")
+
+
+@contextmanager
+def _generating_by(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
+    """Put settings in the place of the model's own, which may sample, search and penalize.
+
+    Settings given to ``generate`` would be filled up from the model's own.
+    """
+    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    kept, owner.generation_config = owner.generation_config, settings
+    try:
+        yield
+    finally:
+        owner.generation_config = kept
 
 
 def _branch(cache: DynamicCache) -> DynamicCache:
