@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,17 @@ def test_predictions_say_what_they_were_read_off(prediction, field, value):
     assert row[field] == value
     assert len({"probabilities", "scores", "text"} & row.keys()) == 1
     assert row["prediction"] == prediction.choice
+
+
+def test_every_field_is_documented():
+    text = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+    kinds = [
+        Prediction(1, probabilities=(1.0,)),
+        Prediction(1, scores=(1.0,)),
+        Prediction(1, text="B"),
+    ]
+    rows = [replace(turned(1, 1), prediction=kind) for kind in kinds]
+    numbers = metrics(rows, {"colour": "group"})
+    fields = {key for row in prediction_rows(rows) for key in row} | numbers.keys()
+    fields |= numbers["by_group"]["group"].keys()
+    assert [field for field in sorted(fields) if f"`{field}`" not in text] == []

@@ -36,7 +36,9 @@ def runs(train, small, tmp_path):
 
 
 def test_several_adapters_beside_the_base(runs, evaluate, small, tmp_path, capsys):
-    a, b = runs("a", "b")
+    (a,) = runs("a")
+    # Fewer layers: what the first one might leave behind would show.
+    (b,) = runs("b", flags=["--target-modules", r".*language_model.*self_attn\.[qv]_proj"])
     capsys.readouterr()
     evaluate("--adapter", "a", "--adapter", "b/adapter", "--dataset", small[3])
     out = capsys.readouterr().out
@@ -60,6 +62,24 @@ def test_several_adapters_beside_the_base(runs, evaluate, small, tmp_path, capsy
     assert read(tmp_path / "runs/evaluate/small/prepared-test")[1] == base[1]
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"accuracy {base[0]['accuracy']:.4f} (n=")
+
+
+def test_base_is_left_as_it_was(runs, small, tmp_path):
+    import torch
+
+    from tests.scripts.conftest import script
+    from vlmoe.adapter.load import find_adapter
+    from vlmoe.models.llava import load_base
+
+    runs("a")
+    base = load_base(small[1])
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    folders = {"a": find_adapter("a"), "again": find_adapter("a")}
+    labels = [label for label, _ in script("evaluate").models(base, folders, with_base=True)]
+    assert labels == ["base", "a", "again"]
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_output_of_several(runs, evaluate, small, tmp_path):
