@@ -1,43 +1,88 @@
-"""Score an adapter, or the bare base, on a split of multiple-choice questions.
+"""Score adapters, and the bare base beside them, on a split of multiple-choice questions.
 
     python scripts/evaluate.py --adapter runs/shapes-grsgd --dataset shapes --split test
-    python scripts/evaluate.py --adapter runs/shapes-grsgd --dataset shapes --blank-images
-    python scripts/evaluate.py --adapter none --model tiny --dataset shapes
+    python scripts/evaluate.py --adapter runs/a runs/b --dataset shapes --scoring option --circular
+    python scripts/evaluate.py --adapter none --model tiny --dataset shapes --blank-images
+    python scripts/evaluate.py --compare runs/a/evaluate/shapes-test runs/b/evaluate/shapes-test
 
-Options are scored by the logits of their letters, so no answer needs parsing. Ends with the line
-`accuracy ...`, and writes metrics.json and predictions.jsonl.
+Ends with the line `accuracy ...` (of the last adapter), and writes metrics.json and
+predictions.jsonl; docs/evaluation.md explains the ways to score and every field.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from vlmoe.adapter import load_adapter
 from vlmoe.adapter.load import find_adapter, read_base_name
 from vlmoe.data.collator import IMAGE_FITS
 from vlmoe.data.dataset import draw, load_split
+from vlmoe.data.prompt import PROMPTS
 from vlmoe.data.registry import locate
 from vlmoe.errors import UserError, run_command
+from vlmoe.evaluate.compare import compare, comparison_text, read_predictions
+from vlmoe.evaluate.groups import groups_of
 from vlmoe.evaluate.multiple_choice import score
-from vlmoe.evaluate.report import accuracy_line, metrics, table, write_report
-from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, load_base, resolve_device
-from vlmoe.predict import Predictor
+from vlmoe.evaluate.report import accuracy_line, circular_line, metrics, table, write_report
+from vlmoe.evaluate.scoring import MAX_NEW_TOKENS, SCORINGS, make_predictor
+from vlmoe.files import write_json, write_jsonl
+from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, Base, load_base, resolve_device
+from vlmoe.train.config import TrainConfig
+from vlmoe.train.directory import settings_of
+
+NONE = "none"  # what --adapter calls the bare base
+BASE = "base"  # what tables and directories call it
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--adapter",
-        required=True,
-        help="run directory, its adapter/, a hub id, or none (bare base)",
+        nargs="+",
+        action="extend",
+        metavar="ADAPTER",
+        help="run directories, their adapter/, hub ids, or none (the bare base alone)",
+    )
+    what.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two predictions.jsonl, or directories that hold one",
     )
     parser.add_argument("--dataset", default="visual7w", help="name or path of a prepared dataset")
     parser.add_argument("--split", default="test", help="train, validation or test (default test)")
-    parser.add_argument("--model", help="base (default: the one the adapter was trained on)")
+    parser.add_argument("--model", help="base (default: the one the adapters were trained on)")
+    parser.add_argument("--no-base", action="store_true", help="do not score the bare base as well")
+    parser.add_argument(
+        "--scoring",
+        choices=SCORINGS,
+        default="letter",
+        help="read the answer off the letters' probabilities (default), off the likelihood of "
+        "each option's text, or off what the model says",
+    )
+    parser.add_argument(
+        "--circular",
+        action="store_true",
+        help="ask again with the options rotated; all rotations must be right",
+    )
+    parser.add_argument(
+        "--prompt", choices=PROMPTS, help="default: the one of the training run, else llava"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=MAX_NEW_TOKENS,
+        help=f"the model may say at most (--scoring generate; default {MAX_NEW_TOKENS})",
+    )
     parser.add_argument("--blank-images", action="store_true", help="show grey pictures instead")
     parser.add_argument("--limit", type=int, default=0, help="score so many questions; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="which ones --limit draws (default 0)")
@@ -45,17 +90,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=QUANTIZE, default="none")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
-    parser.add_argument("--image-fit", choices=IMAGE_FITS, default="crop")
+    parser.add_argument(
+        "--image-fit", choices=IMAGE_FITS, help="default: the one of the training run, else crop"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures")
     parser.add_argument(
-        "--output", type=Path, help="where to write (default ADAPTER/evaluate/DATASET-SPLIT)"
+        "--show", type=int, default=20, help="changed answers that --compare prints (default 20)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="where to write (default ADAPTER/evaluate/DATASET-SPLIT...; --compare: nowhere)",
     )
     args = parser.parse_args(argv)
+    least = {"batch_size": 1, "max_new_tokens": 1, "limit": 0, "workers": 0, "seed": 0, "show": 0}
     faults = [
-        f"--{name.replace('_', '-')} must be at least {least}"
-        for name, least in (("batch_size", 1), ("limit", 0), ("workers", 0), ("seed", 0))
-        if getattr(args, name) < least
+        f"--{name.replace('_', '-')} must be at least {bound}"
+        for name, bound in least.items()
+        if getattr(args, name) < bound
     ]
+    if args.no_base and NONE in (args.adapter or ()):
+        faults.append("--adapter none asks for the bare base, --no-base for leaving it out")
     if faults:
         raise UserError(faults)
     return args
@@ -63,47 +118,154 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    bare = args.adapter == "none"
-    adapter = None if bare else find_adapter(args.adapter)
-    examples = draw(load_split(locate(args.dataset), args.split), args.limit, args.seed)
+    if args.compare:
+        compare_predictions(args)
+    else:
+        evaluate(args)
 
-    name = args.model or (read_base_name(adapter) if adapter else DEFAULT_MODEL)
+
+def evaluate(args: argparse.Namespace) -> None:
+    adapters = name_adapters([given for given in args.adapter if given != NONE])
+    folders = {label: find_adapter(given) for label, given in adapters.items()}
+    name = args.model or common_base(folders)
+    args.prompt = args.prompt or common_setting("prompt", folders)
+    args.image_fit = args.image_fit or common_setting("image_fit", folders)
+    examples = draw(load_split(locate(args.dataset), args.split), args.limit, args.seed)
+    groups = groups_of(examples.categories)
+
     device = resolve_device(args.device)
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
-    model = load_adapter(base.model, adapter) if adapter else base.model
-    predictor = Predictor(model, base.collator(args.image_fit))
+    collator = base.collator(args.image_fit, args.prompt)
 
-    scored = score(
-        predictor,
-        examples,
-        batch_size=args.batch_size,
-        blank_images=args.blank_images,
-        workers=args.workers,
-    )
-    numbers = metrics(scored)
-    numbers["settings"] = {
-        "adapter": str(args.adapter),
-        "model": name,
-        "dataset": args.dataset,
-        "split": args.split,
-        "blank_images": args.blank_images,
-        "image_fit": args.image_fit,
-        "quantize": args.quantize,
+    places = output_directories(args, adapters, folders, name)
+    columns: dict[str, dict[str, Any]] = {}
+    for label, model in models(base, folders, with_base=not (folders and args.no_base)):
+        scored = score(
+            make_predictor(args.scoring, model, collator, args.max_new_tokens),
+            examples,
+            batch_size=args.batch_size,
+            blank_images=args.blank_images,
+            circular=args.circular,
+            workers=args.workers,
+            description=label,
+        )
+        numbers = metrics(scored, groups)
+        numbers["settings"] = settings(args, adapters.get(label, NONE), name)
+        beside = {BASE: columns[BASE]} if label != BASE and BASE in columns else {}
+        for place in places[label]:
+            write_report(place, scored, numbers | beside)
+        columns[label] = numbers
+
+    print(table(columns))
+    for place in sorted({place for written in places.values() for place in written}):
+        print(f"written to {place}")
+    last = list(columns.values())[-1]
+    if args.circular:
+        print(circular_line(last))
+    print(accuracy_line(last))
+
+
+def models(
+    base: Base, folders: dict[str, Path], *, with_base: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    """The bare base, then it with one adapter after the other; it is loaded only once."""
+    if with_base:
+        yield BASE, base.model
+    for label, folder in folders.items():
+        model = load_adapter(base.model, folder)
+        yield label, model
+        model.unload()
+
+
+def name_adapters(given: Sequence[str]) -> dict[str, str]:
+    """A short name for each adapter: its run's, or the whole path where two would be the same."""
+    if repeated := sorted({path for path in given if given.count(path) > 1}):
+        raise UserError(f"--adapter {repeated[0]} is given twice")
+    names = [
+        path.parent.absolute().name if path.name == "adapter" else path.absolute().name
+        for path in map(Path, given)
+    ]
+    return {
+        path if name == BASE or names.count(name) > 1 else name: path
+        for name, path in zip(names, given, strict=True)
     }
-    output = args.output or default_output(args, adapter)
-    write_report(output, scored, numbers)
-    print(table({"base" if bare else "adapter": numbers}))
-    print(f"written to {output}")
-    print(accuracy_line(numbers))
 
 
-def default_output(args: argparse.Namespace, adapter: Path | None) -> Path:
-    """Beside the adapter if that is a directory here, else under runs/."""
-    label = f"{Path(args.dataset).name}-{args.split}" + ("-blank" if args.blank_images else "")
-    given = Path(args.adapter)
-    if adapter is None or not given.is_dir():
-        return Path("runs") / "evaluate" / Path(args.adapter).name / label
-    return (given.parent if given.name == "adapter" else given) / "evaluate" / label
+def common_base(folders: dict[str, Path]) -> str:
+    """The base that all adapters were trained on; the default one if there are none."""
+    bases = {label: read_base_name(folder) for label, folder in folders.items()}
+    if len(set(bases.values())) > 1:
+        trained = "; ".join(f"{label} on {name}" for label, name in bases.items())
+        raise UserError(
+            f"the adapters were trained on different bases ({trained}): score them in separate "
+            "calls, or say with --model which base to put them on"
+        )
+    return next(iter(bases.values()), DEFAULT_MODEL)
+
+
+def common_setting(name: str, folders: dict[str, Path]) -> str:
+    """What all adapters were trained with; training's default where that is not known."""
+    default = getattr(TrainConfig(), name)
+    values = {label: settings_of(folder).get(name, default) for label, folder in folders.items()}
+    if len(set(values.values())) > 1:
+        flag = f"--{name.replace('_', '-')}"
+        trained = "; ".join(f"{label} with {value}" for label, value in values.items())
+        raise UserError(f"the adapters were trained with different {flag} ({trained}): choose one")
+    return next(iter(values.values()), default)
+
+
+def settings(args: argparse.Namespace, adapter: str, model: str) -> dict[str, Any]:
+    """How the numbers came about, for metrics.json."""
+    names = ("dataset", "split", "scoring", "prompt", "circular", "blank_images", "image_fit",
+             "quantize", "limit", "seed")  # fmt: skip
+    return {"adapter": adapter, "model": model} | {name: getattr(args, name) for name in names}
+
+
+def output_directories(
+    args: argparse.Namespace, adapters: dict[str, str], folders: dict[str, Path], model: str
+) -> dict[str, list[Path]]:
+    """Where each report goes; the base's lies in base/ beside every adapter's.
+
+    An adapter's default place is in its run directory if that is a directory here, else under
+    runs/evaluate.
+    """
+    report = report_name(args)
+    if not adapters:
+        return {BASE: [args.output or Path("runs") / "evaluate" / Path(model).name / report]}
+    places: dict[str, Path] = {}
+    for label, given in adapters.items():
+        if args.output:
+            plain = re.sub(r"[^\w.-]+", "-", label).strip("-")
+            places[label] = args.output if len(adapters) == 1 else args.output / plain
+        elif Path(given).is_dir():
+            folder = folders[label]
+            run = folder.parent if folder.name == "adapter" else folder
+            places[label] = run / "evaluate" / report
+        else:
+            places[label] = Path("runs") / "evaluate" / Path(given).name / report
+    beside = [] if args.no_base else [place / BASE for place in places.values()]
+    return {BASE: beside, **{label: [place] for label, place in places.items()}}
+
+
+def report_name(args: argparse.Namespace) -> str:
+    """Dataset, split, and what is not as usual: no protocol overwrites another's report."""
+    parts = [Path(args.dataset).name, args.split]
+    parts += ["blank"] if args.blank_images else []
+    parts += [args.scoring] if args.scoring != "letter" else []
+    parts += [args.prompt] if args.prompt != "llava" else []
+    parts += ["circular"] if args.circular else []
+    return "-".join(parts)
+
+
+def compare_predictions(args: argparse.Namespace) -> None:
+    """Print, and with --output write, how the predictions of B differ from those of A."""
+    found = compare(*map(read_predictions, args.compare))
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        numbers = {"a": args.compare[0], "b": args.compare[1]} | found.numbers()
+        write_json(args.output / "comparison.json", numbers)
+        write_jsonl(args.output / "changed.jsonl", found.changed)
+    print(comparison_text(found, args.compare, args.show))
 
 
 if __name__ == "__main__":

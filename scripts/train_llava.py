@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(
         config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
     )
-    collator = base.collator(config.image_fit)
+    collator = base.collator(config.image_fit, config.prompt)
     examples, skipped = setup.fitting(load_split(data, "train"), collator)
     validation = draw(load_split(data, "validation"), config.eval_questions, config.seed)
     test = draw(load_split(data, "test"), config.test_questions, config.seed)

@@ -5,6 +5,8 @@ Nothing here shares code with ``vlmoe``.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -177,3 +179,41 @@ def optimizer_step(
         for number, gate in enumerate(gates)
     ]
     return new_pairs, new_gates
+
+
+# --- scoring -------------------------------------------------------------------------------------
+
+
+def mean_log_likelihood(model, processor, image, prompt: str, text: str) -> float:
+    """Of one text's tokens behind a prompt: one whole sequence, token after token."""
+    start = len(processor(images=image, text=prompt)["input_ids"][0])
+    inputs = processor(images=image, text=prompt + text, return_tensors="pt")
+    ids = inputs["input_ids"][0]
+    with torch.no_grad():
+        logits = model(**inputs).logits[0].double()
+    total = 0.0
+    for at in range(start, len(ids)):
+        total += float(torch.log(torch.softmax(logits[at - 1], dim=-1)[ids[at]]))
+    return total / (len(ids) - start)
+
+
+def greedy_text(model, processor, image, prompt: str, count: int) -> str:
+    """The likeliest token, ``count`` times or up to the end; the whole sequence anew for each."""
+    inputs = processor(images=image, text=prompt, return_tensors="pt")
+    said: list[int] = []
+    for _ in range(count):
+        with torch.no_grad():
+            new = int(model(**inputs).logits[0, -1].argmax())
+        if new == processor.tokenizer.eos_token_id:
+            break
+        said.append(new)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[new]])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return processor.tokenizer.decode(said).strip()
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """Every way the changed questions could have gone, each as likely: the share as uneven."""
+    changed, uneven = only_a + only_b, abs(only_a - only_b)
+    outcomes = list(itertools.product((-1, 1), repeat=changed))
+    return sum(abs(sum(signs)) >= uneven for signs in outcomes) / len(outcomes)

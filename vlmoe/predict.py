@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,23 +17,33 @@ from vlmoe.errors import UserError
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model chose.
+    """What the model chose, and what it was read off: one of the last three.
 
     Attributes:
-        choice: index of the option with the highest probability (the first of equals).
+        choice: index of the chosen option (the first of equals), or None if the model's words
+            name none.
         probabilities: of each option's letter, normalised over the options there are.
+        scores: mean log-likelihood of a token of each option's text.
+        text: what the model said.
     """
 
-    choice: int
-    probabilities: tuple[float, ...]
+    choice: int | None
+    probabilities: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    text: str | None = None
 
     @property
     def letter(self) -> str:
+        """The chosen option's letter. Raises ``ValueError`` if none was chosen."""
+        if self.choice is None:
+            raise ValueError(f"no option was chosen by {self.text!r}")
         return LETTERS[self.choice]
 
 
 class Predictor:
     """Scores options by the logits of their letters, one forward pass for a whole batch.
+
+    Subclasses (``vlmoe.evaluate.scoring``) read the answer off the model in other ways.
 
     Args:
         model: LLaVA, adapted or not; it stays in the mode it is found in between calls.
@@ -42,6 +53,11 @@ class Predictor:
     def __init__(self, model: nn.Module, collator: Collator):
         self.model = model
         self.collator = collator
+
+    @property
+    def collate(self) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
+        """Makes the batches that ``choose_batch`` takes; it holds no model."""
+        return self.collator.scoring
 
     def choose(
         self, image: Image.Image | None, question: str, choices: Sequence[str]
@@ -55,28 +71,37 @@ class Predictor:
 
     def choose_all(self, examples: Sequence[Example]) -> list[Prediction]:
         """Answer a batch of examples, in their order."""
-        return self.choose_batch(
-            self.collator.scoring(examples), [len(e.choices) for e in examples]
-        )
+        return self.choose_batch(self.collate(examples), examples)
 
     @torch.inference_mode()
     def choose_batch(
-        self, batch: dict[str, torch.Tensor], options: Sequence[int]
+        self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
-        """Answer a collated batch (see ``Collator.scoring``) whose rows have so many options."""
+        """Answer a batch that ``collate`` made of these examples; their pictures are not needed."""
         device = next(self.model.parameters()).device
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            logits = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-        finally:
-            self.model.train(was_training)
+        with _evaluating(self.model):
+            return self._answer(batch, examples)
+
+    def _answer(
+        self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        logits = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1].float()
         letters = logits[:, list(self.collator.letter_ids)].cpu()
         predictions = []
-        for row, count in zip(letters, options, strict=True):
-            probabilities = row[:count].double().softmax(-1)
+        for row, example in zip(letters, examples, strict=True):
+            probabilities = row[: len(example.choices)].double().softmax(-1)
             predictions.append(
                 Prediction(int(probabilities.argmax()), tuple(probabilities.tolist()))
             )
         return predictions
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlmoe.data.collator import IGNORED
 from vlmoe.data.example import Example
-from vlmoe.data.prompt import INSTRUCTION, prompt
+from vlmoe.data.prompt import LLAVA, PROMPTS
 from vlmoe.errors import UserError
 from vlmoe.models.llava import load_base
 
@@ -30,13 +30,6 @@ def collator(base):
     return base.collator()
 
 
-def test_prompt_is_llava_word_for_word():
-    assert prompt(EXAMPLE, picture=True) == (
-        f"USER: <image>\nWhat colour is it?\nA. Red.\nB. Blue.\nC. Green.\n{INSTRUCTION} ASSISTANT:"
-    )
-    assert prompt(TEXT, picture=False).startswith("USER: What colour is it?\nA. Red.")
-
-
 def test_labels_stand_on_the_letter_and_the_end_only(collator):
     batch = collator.training([EXAMPLE, LONGER])
     tokenizer = collator.processor.tokenizer
@@ -49,9 +42,53 @@ def test_labels_stand_on_the_letter_and_the_end_only(collator):
 def test_tokens_are_those_of_the_whole_text(collator):
     ids = collator.training([EXAMPLE])["input_ids"][0].tolist()
     whole = collator.processor(
-        images=RED, text=prompt(EXAMPLE, picture=True) + " B</s>", return_tensors="pt"
+        images=RED, text=LLAVA.prompt(EXAMPLE, picture=True) + " B</s>", return_tensors="pt"
     )
     assert ids == whole["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("style", PROMPTS)
+def test_every_style_trains_on_its_answer_and_the_end(base, style):
+    collator = base.collator(prompt=style)
+    batch = collator.training([EXAMPLE, TEXT])
+    tokenizer = collator.processor.tokenizer
+    spoken = {"paper": "The answer is B."}.get(style, "B")
+    for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        taught = labels[labels != IGNORED]
+        assert taught.tolist() == row[-len(taught) :].tolist()
+        assert tokenizer.decode(taught) == f"{spoken}</s>"
+        assert len(taught) == len(collator.answer)
+    whole = PROMPTS[style].prompt(EXAMPLE, picture=True) + f" {spoken}</s>"
+    expected = collator.processor(images=RED, text=whole, return_tensors="pt")
+    assert collator.training([EXAMPLE])["input_ids"].tolist() == expected["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("style", PROMPTS)
+def test_letter_follows_what_is_scored(base, style):
+    """The scored prompt and the letter are the beginning of the row that is trained on."""
+    collator = base.collator(prompt=style)
+    trained = collator.training([EXAMPLE])["input_ids"][0].tolist()
+    scored = collator.scoring([EXAMPLE])["input_ids"][0].tolist()
+    assert [*scored, collator.letter_ids[1]] == trained[: len(scored) + 1]
+    asked = collator.asking([EXAMPLE], room=8)["input_ids"][0].tolist()
+    assert [*asked, *collator.answer.lead] == scored
+
+
+@pytest.mark.parametrize("style", PROMPTS)
+def test_options_are_the_tokens_of_their_text(base, style):
+    collator = base.collator(prompt=style)
+    longer = replace(EXAMPLE, choices=("Red.", " Blue and yellow. "))
+    batch = collator.options([longer, EXAMPLE])
+    assert batch["option_ids"].shape == batch["option_mask"].shape
+    assert batch["option_mask"].any(-1).tolist() == [[True, True, False], [True, True, True]]
+    for row, example in enumerate((longer, EXAMPLE)):
+        prompt = batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist()
+        for option, text in enumerate(example.choices):
+            kept = batch["option_mask"][row, option] == 1
+            lead = PROMPTS[style].lead
+            whole = PROMPTS[style].prompt(example, picture=True) + f"{lead} {text.strip()}"
+            expected = collator.processor(images=RED, text=whole)["input_ids"][0]
+            assert [*prompt, *batch["option_ids"][row, option][kept].tolist()] == expected
 
 
 def test_rows_end_together_and_padding_is_masked(collator):
@@ -98,6 +135,12 @@ def test_too_long_is_refused_by_id_and_never_cut(base, collator):
     assert collator.length(long, picture=True) > collator.max_length == base.max_length
     with pytest.raises(UserError, match="long one"):
         collator.training([long])
+    room = base.max_length - collator.length(EXAMPLE, picture=True) + len(collator.answer)
+    collator.asking([EXAMPLE], room=room)
+    with pytest.raises(UserError, match="example 7 takes 1025 tokens"):
+        collator.asking([EXAMPLE], room=room + 1)
+    with pytest.raises(UserError, match="example 7"):
+        collator.options([replace(EXAMPLE, choices=("red " * 500, "Blue."))])
 
 
 def test_length_counts_the_picture_without_loading_it(collator):

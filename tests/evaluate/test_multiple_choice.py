@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from vlmoe.data.example import Example
-from vlmoe.data.prompt import prompt
+from vlmoe.data.prompt import LLAVA
 from vlmoe.errors import UserError
-from vlmoe.evaluate.multiple_choice import score
+from vlmoe.evaluate.multiple_choice import Scored, rotated, score
 from vlmoe.models.llava import load_base
-from vlmoe.predict import Predictor
+from vlmoe.predict import Prediction, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +33,12 @@ def examples() -> list[Example]:
     return made
 
 
-@pytest.mark.parametrize("batch_size", [3, 16])
-def test_answers_do_not_depend_on_the_batch(predictor, batch_size):
-    alone = score(predictor, examples(), batch_size=1)
-    together = score(predictor, examples(), batch_size=batch_size)
-    assert [item.example.id for item in together] == [str(at) for at in range(7)]
-    for one, other in zip(alone, together, strict=True):
-        assert one.prediction.choice == other.prediction.choice
-        assert one.prediction.probabilities == pytest.approx(
-            other.prediction.probabilities, abs=1e-5
-        )
-
-
 def test_probabilities_are_the_models_own(predictor):
     """Against the whole way by hand: processor, all logits, softmax over the letters."""
     example = examples()[1]
     processor = predictor.collator.processor
     inputs = processor(
-        images=example.image, text=prompt(example, picture=True), return_tensors="pt"
+        images=example.image, text=LLAVA.prompt(example, picture=True), return_tensors="pt"
     )
     with torch.no_grad():
         logits = predictor.model(**inputs).logits[0, -1].double()
@@ -85,3 +73,62 @@ def test_bad_questions_are_refused(predictor):
         predictor.choose(image, "Which?", ["a", "A"])
     with pytest.raises(UserError, match="reserved text"):
         predictor.choose(image, "Which <image>?", ["a", "b"])
+
+
+def test_rotation_moves_options_and_answer_together():
+    example = Example("1", None, "Which?", ("a", "b", "c"), 1)
+    turned = rotated(example, 2)
+    assert turned.choices == ("c", "a", "b")
+    assert turned.choices[turned.answer] == "b"
+    assert rotated(example, 0) == example
+    assert rotated(replace(example, answer=-1), 1).answer == -1
+
+
+class Fixed(Predictor):
+    """Answers by a rule, whatever the model."""
+
+    def __init__(self, predictor: Predictor, rule):
+        super().__init__(predictor.model, predictor.collator)
+        self.rule = rule
+
+    def _answer(self, batch, examples):
+        return [Prediction(self.rule(example.choices)) for example in examples]
+
+
+def test_circular_asks_every_rotation(predictor):
+    knows = Fixed(predictor, lambda choices: choices.index("Red."))
+    first = Fixed(predictor, lambda choices: 0)
+    silent = Fixed(predictor, lambda choices: None if choices[0] == "Green." else 0)
+    asked = [Example("1", None, "Which?", ("Red.", "Blue.", "Green."), 0),
+             Example("2", None, "Which?", ("Blue.", "Red."), 1)]  # fmt: skip
+    for batch_size in (1, 3):
+        found = score(knows, asked, circular=True, batch_size=batch_size)
+        assert [item.rotations for item in found] == [(0, 0, 0), (1, 1)]
+        assert [item.correct_circular for item in found] == [True, True]
+    always_a = score(first, asked, circular=True)
+    assert [item.rotations for item in always_a] == [(0, 1, 2), (0, 1)]
+    assert [item.correct for item in always_a] == [True, False]
+    assert [item.correct_circular for item in always_a] == [False, False]
+    assert always_a[0].chance_circular == pytest.approx(1 / 27)
+    assert score(silent, asked, circular=True)[0].rotations == (0, 1, None)
+
+
+def test_circular_agrees_with_asking_rotations_by_hand(predictor):
+    asked = examples()
+    found = score(predictor, asked, circular=True, batch_size=3)
+    assert [replace(item, rotations=()) for item in found] == score(predictor, asked, batch_size=3)
+    for example, item in zip(asked, found, strict=True):
+        said = []
+        for shift in range(len(example.choices)):
+            turned = rotated(example, shift)
+            choice = predictor.choose(turned.image, turned.question, turned.choices).choice
+            said.append(turned.choices[choice])
+        assert [example.choices[choice] for choice in item.rotations] == said
+
+
+def test_no_choice_is_wrong():
+    example = Example("1", None, "Which?", ("a", "b"), 1)
+    assert Scored(example, Prediction(None, text="hm")).correct is False
+    assert Scored(replace(example, answer=-1), Prediction(None, text="hm")).correct is None
+    with pytest.raises(ValueError, match="no option was chosen by 'hm'"):
+        _ = Prediction(None, text="hm").letter

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vlmoe.data.example import Example
 from vlmoe.evaluate.multiple_choice import Scored
-from vlmoe.evaluate.report import accuracy_line, metrics, table, wilson, write_report
+from vlmoe.evaluate.report import (
+    accuracy_line,
+    circular_line,
+    metrics,
+    prediction_rows,
+    table,
+    wilson,
+    write_report,
+)
 from vlmoe.predict import Prediction
 
 CHOICES = ("Red.", "Blue.", "red.", "Green.")  # the first and the third say the same
@@ -79,3 +89,94 @@ def test_files(tmp_path):
     assert written[0]["choices"] == list(CHOICES)
     assert [row["correct"] for row in written] == [True, None]
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 1
+
+
+def test_groups_both_ways():
+    rows = [
+        *[scored(1, 1, "GQA")] * 3,
+        scored(1, 0, "GQA"),
+        *[scored(1, 0, "MMMU")] * 2,
+        scored(1, 1, "DocVQA"),
+        scored(1, 1, "else"),
+    ]
+    numbers = metrics(rows, {"GQA": "reason", "MMMU": "reason", "DocVQA": "doc"})
+    reason = numbers["by_group"]["reason"]
+    assert reason["over_samples"]["accuracy"] == pytest.approx(3 / 6)
+    assert reason["over_samples"]["n"] == 6
+    assert reason["over_samples"]["ci95"] == list(wilson(3, 6))
+    assert reason["over_categories"]["accuracy"] == pytest.approx((3 / 4 + 0) / 2)
+    assert reason["over_categories"]["categories"] == ["GQA", "MMMU"]
+    assert numbers["by_group"]["doc"]["over_samples"]["accuracy"] == 1
+    text = table({"base": numbers})
+    assert "reason, over samples" in text
+    assert "reason, over categories" in text
+    assert "0.375" in next(line for line in text.splitlines() if "reason, over categ" in line)
+    assert "by_group" not in metrics(rows)
+    assert "by_group" not in metrics(rows, {})
+
+
+def test_group_without_an_answered_question_is_left_out():
+    rows = [scored(1, 1, "GQA"), scored(-1, 1, "DocVQA")]
+    assert list(metrics(rows, {"GQA": "reason", "DocVQA": "doc"})["by_group"]) == ["reason"]
+
+
+def turned(*rotations: int | None) -> Scored:
+    return replace(scored(1, rotations[0]), rotations=rotations)
+
+
+def test_circular_counts_questions():
+    rows = [turned(1, 1, 1, 1), turned(1, 1, 0, 1), turned(0, 1, 1, 1), turned(1, 1, 1, None)]
+    numbers = metrics(rows)
+    assert numbers["accuracy"] == 0.75
+    assert numbers["accuracy_circular"] == 0.25
+    assert numbers["n"] == 4
+    assert numbers["ci95_circular"] == list(wilson(1, 4))
+    assert numbers["chance_circular"] == pytest.approx(0.25**4)
+    assert numbers["by_category"]["colour"]["accuracy_circular"] == 0.25
+    assert circular_line(numbers).startswith("circular accuracy 0.2500 (n=4, 95% CI ")
+    plain = metrics([scored(1, 1)])
+    assert "accuracy_circular" not in plain
+    lines = table({"base": numbers, "run": numbers}).splitlines()
+    assert lines[0].split("  ")[-1].strip() == "run, circular"
+    assert lines[1].count("0.250 (") == 2
+    written = prediction_rows(rows)[3]
+    assert (written["rotations"], written["correct_circular"]) == ([1, 1, 1, None], False)
+
+
+def test_unparsed_is_wrong_and_counted():
+    silent = replace(scored(1, 1), prediction=Prediction(None, text="well"))
+    numbers = metrics([scored(1, 1), silent])
+    assert numbers["accuracy"] == 0.5
+    assert numbers["unparsed"] == 1
+    assert table({"run": numbers}).splitlines()[-1].split() == ["unparsed", "1"]
+    assert "unparsed" not in table({"run": metrics([scored(1, 1)])})
+
+
+@pytest.mark.parametrize(
+    ("prediction", "field", "value"),
+    [
+        (Prediction(1, probabilities=(0.25, 0.75)), "probabilities", [0.25, 0.75]),
+        (Prediction(1, scores=(-2.0, -1.5)), "scores", [-2.0, -1.5]),
+        (Prediction(1, text="B."), "text", "B."),
+        (Prediction(None, text=""), "text", ""),
+    ],
+)
+def test_predictions_say_what_they_were_read_off(prediction, field, value):
+    (row,) = prediction_rows([replace(scored(1, 1), prediction=prediction)])
+    assert row[field] == value
+    assert len({"probabilities", "scores", "text"} & row.keys()) == 1
+    assert row["prediction"] == prediction.choice
+
+
+def test_every_field_is_documented():
+    text = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+    kinds = [
+        Prediction(1, probabilities=(1.0,)),
+        Prediction(1, scores=(1.0,)),
+        Prediction(1, text="B"),
+    ]
+    rows = [replace(turned(1, 1), prediction=kind) for kind in kinds]
+    numbers = metrics(rows, {"colour": "group"})
+    fields = {key for row in prediction_rows(rows) for key in row} | numbers.keys()
+    fields |= numbers["by_group"]["group"].keys()
+    assert [field for field in sorted(fields) if f"`{field}`" not in text] == []

@@ -11,7 +11,7 @@ import torch
 from tests.models_for_tests import save_small_llava
 from vlmoe.errors import UserError
 from vlmoe.models import llava
-from vlmoe.models.llava import letter_tokens, load_base, resolve_device, resolve_dtype
+from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +147,12 @@ def test_processor_of_another_model(directory, tmp_path):
         load_base(str(other))
 
 
-def test_letters_that_are_not_single_tokens():
-    class Splits:
-        def __call__(self, text):
-            return {"input_ids": [ord(letter) for letter in text]}
-
-    with pytest.raises(UserError, match="one token of each answer letter"):
-        letter_tokens(Splits())
+def test_collator_of_a_prompt_style(directory):
+    base = load_base(str(directory))
+    assert base.collator().letter_ids == base.letter_ids
+    assert base.collator(prompt="paper").style.name == "paper"
+    with pytest.raises(UserError, match="unknown prompt 'chatty': choose from llava"):
+        base.collator(prompt="chatty")
 
 
 def test_dtype_and_device_names():

@@ -69,6 +69,12 @@ def test_diverging_run_says_so(train, small, tmp_path):
         (["--adapter", "nowhere"], "nowhere"),
         (["--adapter", "none", "--split", "exam"], "no split 'exam'"),
         (["--adapter", "none", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--adapter", "none", "--no-base"], "--no-base for leaving it out"),
+        (["--adapter", "runs/a", "runs/a"], "--adapter runs/a is given twice"),
+        (
+            ["--adapter", "none", "--scoring", "generate", "--max-new-tokens", "9000"],
+            "the model at most 512",
+        ),
     ],
 )
 def test_evaluating(evaluate, small, tmp_path, flags, message):
@@ -83,6 +89,7 @@ def test_evaluating(evaluate, small, tmp_path, flags, message):
     [
         ("train_llava", ["--experts", "0", "--top-k", "7"]),
         ("evaluate", ["--adapter", "none", "--model", "/no/model", "--dataset", "nothing"]),
+        ("evaluate", ["--compare", "here", "there"]),
     ],
 )
 def test_exit_code_two_without_a_traceback(tmp_path, name, flags):

@@ -51,12 +51,15 @@ def base(tmp_path) -> Base:
     return load_base(str(save_small_llava(tmp_path / "model")))
 
 
-def test_loss_is_transformers_own(base):
+@pytest.mark.parametrize("prompt", ["llava", "vmcbench", "paper"])
+def test_loss_is_transformers_own(base, prompt):
     """Only the last logits are computed, and the sum is that of the whole sequence."""
-    batch = base.collator().training(examples())
+    collator = base.collator(prompt=prompt)
+    batch = collator.training(examples())
     whole = base.model(**batch).loss  # a mean over answer tokens, all logits computed
     count = (batch["labels"] != -100).sum()
-    torch.testing.assert_close(answer_loss(base.model, batch), whole * count)
+    loss = answer_loss(base.model, batch, len(collator.answer))
+    torch.testing.assert_close(loss, whole * count)
 
 
 def test_damping_and_its_mode_reach_the_optimizer(base, tmp_path):

@@ -97,6 +97,7 @@ def test_all_faults_at_once():
         ({"max_steps": 5, "epochs": 1}, "give max_steps or epochs, not both"),
         ({"quantize": "2bit"}, "unknown quantize '2bit': choose from none, 4bit, 8bit"),
         ({"gate_rescale": "cube"}, "unknown gate_rescale"),
+        ({"prompt": "chatty"}, "unknown prompt 'chatty': choose from llava, vmcbench, paper"),
         ({"lr_end_ratio": 2.0}, "lr_end_ratio must be between 0 and 1"),
         ({"damping": -1e-6}, "damping must not be negative"),
         ({"damping_mode": "relative"}, "unknown damping_mode 'relative': choose from absolute"),

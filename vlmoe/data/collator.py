@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor
 
+from vlmoe.data.answer_tokens import AnswerTokens
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
-from vlmoe.data.prompt import IMAGE, prompt
+from vlmoe.data.prompt import IMAGE, LLAVA, PromptStyle, chat
 from vlmoe.errors import UserError
 
 IGNORED = -100
-ANSWER_TOKENS = 2  # the letter and the end of the sequence
 IMAGE_FITS = ("crop", "pad")
 
 
@@ -29,29 +29,37 @@ class Collator:
     Attributes:
         processor: its tokenizer and picture processor are used.
         image_tokens: tokens one picture takes; never truncated.
-        letter_ids: token of each answer letter.
+        answer: the tokens of every answer.
         max_length: longest sequence the model takes, pictures included.
         image_fit: ``crop`` (the hub's processor: shorter side to size, centre kept) or ``pad``
             (original LLaVA: the whole picture on a square of the mean colour).
+        style: how questions are put; ``answer`` belongs to it.
     """
 
     processor: LlavaProcessor
     image_tokens: int
-    letter_ids: tuple[int, ...]
+    answer: AnswerTokens
     max_length: int
     image_fit: str = "crop"
+    style: PromptStyle = LLAVA
 
     def __post_init__(self) -> None:
         if self.image_fit not in IMAGE_FITS:
             raise UserError(f"unknown image fit {self.image_fit!r}: choose from {IMAGE_FITS}")
+
+    @property
+    def letter_ids(self) -> tuple[int, ...]:
+        """Token of each answer letter in the place where it is scored."""
+        return self.answer.letters
 
     def training(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Batch with answers.
 
         Returns:
             ``input_ids``, ``attention_mask`` (N, S), ``labels`` (N, S; ``IGNORED`` but on the
-            answer's letter and end token) and, if any example has a picture, ``pixel_values``
-            (pictures, 3, side, side) in the order of the examples that have one.
+            answer, the last ``len(self.answer)`` tokens of every row) and, if any example has a
+            picture, ``pixel_values`` (pictures, 3, side, side) in the order of the examples that
+            have one.
 
         Raises:
             UserError: an example is unlabelled, has more options than letters, or is too long.
@@ -59,24 +67,50 @@ class Collator:
         for example in examples:
             if example.answer == UNLABELLED:
                 raise UserError(f"example {example.id} has no answer and cannot be trained on")
-        end = self.processor.tokenizer.eos_token_id
-        rows = [
-            [*self._prompt_ids(example), self.letter_ids[example.answer], end]
-            for example in examples
-        ]
+        rows = [[*self._prompt_ids(example), *self.answer(example.answer)] for example in examples]
         batch = self._pad(rows, examples)
         labels = torch.full_like(batch["input_ids"], IGNORED)
-        labels[:, -ANSWER_TOKENS:] = batch["input_ids"][:, -ANSWER_TOKENS:]
+        answers = slice(-len(self.answer), None)
+        labels[:, answers] = batch["input_ids"][:, answers]
         return {**batch, "labels": labels, **self._pixels(examples)}
 
     def scoring(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Batch of prompts alone; the next token of every row is the answer's letter."""
-        rows = [self._prompt_ids(example) for example in examples]
+        """Batch of prompts and what precedes a letter; the next token of every row is the letter.
+
+        Returns:
+            As ``training``, without ``labels``.
+        """
+        rows = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
         return {**self._pad(rows, examples), **self._pixels(examples)}
+
+    def asking(self, examples: Sequence[Example], room: int) -> dict[str, torch.Tensor]:
+        """Batch of prompts alone; ``room`` tokens of free text fit behind each."""
+        rows = [self._prompt_ids(example) for example in examples]
+        return {**self._pad(rows, examples, room), **self._pixels(examples)}
+
+    def options(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As ``scoring``, with the text of every option in the place of its letter.
+
+        Returns:
+            ``scoring``'s batch, and ``option_ids``, ``option_mask`` (N, options, L): each text's
+            tokens, ended by padding; rows with fewer options are filled with empty ones.
+        """
+        texts = [self._option_ids(example) for example in examples]
+        longest = [max(map(len, ids)) for ids in texts]
+        rows = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
+        batch = {**self._pad(rows, examples, longest), **self._pixels(examples)}
+        shape = (len(texts), max(map(len, texts)), max(longest))
+        option_ids = torch.full(shape, self.processor.tokenizer.pad_token_id)
+        option_mask = torch.zeros(shape, dtype=torch.long)
+        for row, ids_of_row in enumerate(texts):
+            for option, ids in enumerate(ids_of_row):
+                option_ids[row, option, : len(ids)] = torch.tensor(ids)
+                option_mask[row, option, : len(ids)] = 1
+        return {**batch, "option_ids": option_ids, "option_mask": option_mask}
 
     def length(self, example: Example, *, picture: bool) -> int:
         """Tokens of an example with its answer. Its picture counts, but need not be loaded."""
-        return len(self.prompt_ids(example, picture=picture)) + ANSWER_TOKENS
+        return len(self.prompt_ids(example, picture=picture)) + len(self.answer)
 
     def prompt_ids(self, example: Example, *, picture: bool) -> list[int]:
         """The prompt's tokens, the picture as ``image_tokens`` of them."""
@@ -87,7 +121,7 @@ class Collator:
                 f"({LETTERS[: len(self.letter_ids)]})"
             )
         tokenizer = self.processor.tokenizer
-        ids = tokenizer(prompt(example, picture=picture))["input_ids"]
+        ids = tokenizer(self.style.prompt(example, picture=picture))["input_ids"]
         if picture:
             image_id = tokenizer.convert_tokens_to_ids(IMAGE)
             at = ids.index(image_id)
@@ -97,11 +131,28 @@ class Collator:
     def _prompt_ids(self, example: Example) -> list[int]:
         return self.prompt_ids(example, picture=example.image is not None)
 
-    def _pad(self, rows: list[list[int]], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        for row, example in zip(rows, examples, strict=True):
-            if len(row) > self.max_length:
+    def _option_ids(self, example: Example) -> list[list[int]]:
+        """The tokens of each option's text behind the prompt and the answer's lead."""
+        tokenizer = self.processor.tokenizer
+        before = chat("Which?", picture=False, gap=self.style.gap) + self.style.lead
+        start = len(tokenizer(before)["input_ids"])
+        return [
+            tokenizer(f"{before} {choice.strip()}")["input_ids"][start:]
+            for choice in example.choices
+        ]
+
+    def _pad(
+        self,
+        rows: list[list[int]],
+        examples: Sequence[Example],
+        room: int | Sequence[int] = 0,
+    ) -> dict[str, torch.Tensor]:
+        """Left padding; behind row i there must be room for ``room[i]`` more tokens."""
+        rooms = [room] * len(rows) if isinstance(room, int) else room
+        for row, example, more in zip(rows, examples, rooms, strict=True):
+            if len(row) + more > self.max_length:
                 raise UserError(
-                    f"example {example.id} takes {len(row)} tokens, the model at most "
+                    f"example {example.id} takes {len(row) + more} tokens, the model at most "
                     f"{self.max_length}; shorten its question or options"
                 )
         width = max(map(len, rows))

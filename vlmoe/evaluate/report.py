@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.files import write_json, write_jsonl
+from vlmoe.predict import Prediction
 
 Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 
@@ -28,12 +29,19 @@ def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
-    """Accuracy over the labelled questions, overall and per category.
+def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Accuracy over the labelled questions: overall, per category, and per group of categories.
+
+    Args:
+        scored: the answered questions.
+        groups: category -> group; categories that it lacks belong to none.
 
     Returns:
-        ``accuracy``, ``n``, ``ci95`` (Wilson), ``chance`` (of random picks), ``by_category``
-        (the same four for each) and ``unparsed`` (always 0 here: letters need no parsing).
+        ``accuracy``, ``n``, ``ci95`` (Wilson), ``chance`` (of random picks), with rotations also
+        ``accuracy_circular``, ``ci95_circular`` and ``chance_circular``; ``by_category`` (the
+        same for each); ``by_group`` if there are groups: of each ``over_samples`` (the same, every
+        question weighs the same) and ``over_categories`` (accuracies, every category weighs the
+        same); and ``unparsed``, the number of answers that name no option.
 
     Raises:
         ValueError: no question has an answer.
@@ -46,16 +54,52 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         category: _summary([item for item in labelled if item.example.category == category])
         for category in categories
     }
-    return {**_summary(labelled), "by_category": by_category, "unparsed": 0}
+    numbers = {
+        **_summary(labelled),
+        "by_category": by_category,
+        "unparsed": sum(item.prediction.choice is None for item in labelled),
+    }
+    in_group: dict[str, list[Scored]] = {}
+    for item in labelled:
+        if group := (groups or {}).get(item.example.category):
+            in_group.setdefault(group, []).append(item)
+    if in_group:
+        numbers["by_group"] = {group: _group(items) for group, items in sorted(in_group.items())}
+    return numbers
 
 
 def _summary(scored: Sequence[Scored]) -> dict[str, Any]:
     correct, count = sum(bool(item.correct) for item in scored), len(scored)
-    return {
+    numbers = {
         "accuracy": correct / count,
         "n": count,
         "ci95": list(wilson(correct, count)),
         "chance": sum(item.chance for item in scored) / count,
+    }
+    if all(item.rotations for item in scored):
+        correct = sum(bool(item.correct_circular) for item in scored)
+        numbers |= {
+            "accuracy_circular": correct / count,
+            "ci95_circular": list(wilson(correct, count)),
+            "chance_circular": sum(item.chance_circular for item in scored) / count,
+        }
+    return numbers
+
+
+def _group(scored: Sequence[Scored]) -> dict[str, Any]:
+    categories = sorted({item.example.category for item in scored})
+    summaries = [
+        _summary([item for item in scored if item.example.category == category])
+        for category in categories
+    ]
+    means = {
+        name: sum(numbers[name] for numbers in summaries) / len(summaries)
+        for name in ("accuracy", "chance", "accuracy_circular", "chance_circular")
+        if name in summaries[0]
+    }
+    return {
+        "over_samples": _summary(scored),
+        "over_categories": {**means, "n": len(scored), "categories": categories},
     }
 
 
@@ -68,24 +112,67 @@ def accuracy_line(numbers: dict[str, Any]) -> str:
     )
 
 
-def table(columns: dict[str, dict[str, Any]]) -> str:
-    """Accuracies side by side: a row for each category, a column for each scored model."""
-    first = next(iter(columns.values()))
-    rows = [["", "n", "chance", *columns], _row("all", list(columns.values()))]
+def circular_line(numbers: dict[str, Any]) -> str:
+    """The same of the questions that were right in every rotation."""
+    low, high = numbers["ci95_circular"]
+    return (
+        f"circular accuracy {numbers['accuracy_circular']:.4f} (n={numbers['n']}, "
+        f"95% CI {low:.4f}-{high:.4f}, chance {numbers['chance_circular']:.4f})"
+    )
+
+
+def table(columns: Mapping[str, dict[str, Any]]) -> str:
+    """Accuracies side by side, with their intervals.
+
+    Rows are all questions, each group both ways, and each category; a last one counts the answers
+    that name no option, if there are any. A scored model has one column, two if it was asked in
+    rotations.
+    """
+    models = list(columns.values())
+    first = models[0]
+    rows = [["", "n", "chance", *_headings(columns)], _row("all", models)]
+    for group in first.get("by_group", {}):
+        for way in ("over_samples", "over_categories"):
+            label = f"{group}, {way.replace('_', ' ')}"
+            rows.append(_row(label, [numbers["by_group"][group][way] for numbers in models]))
     rows += [
-        _row(category, [numbers["by_category"][category] for numbers in columns.values()])
+        _row(category, [numbers["by_category"][category] for numbers in models])
         for category in first["by_category"]
     ]
+    if any(numbers["unparsed"] for numbers in models):
+        counts = [
+            [str(numbers["unparsed"]), *([""] if "accuracy_circular" in numbers else [])]
+            for numbers in models
+        ]
+        rows.append(["unparsed", "", "", *(cell for cells in counts for cell in cells)])
     return align(rows)
 
 
-def _row(name: str, cells: list[dict[str, Any]]) -> list[str]:
-    return [name, str(cells[0]["n"]), f"{cells[0]['chance']:.3f}", *map(_cell, cells)]
+def _headings(columns: Mapping[str, dict[str, Any]]) -> list[str]:
+    names: list[str] = []
+    for name, numbers in columns.items():
+        names.append(name)
+        if "accuracy_circular" in numbers:
+            names.append(f"{name}, circular")
+    return names
 
 
-def _cell(numbers: dict[str, Any]) -> str:
-    low, high = numbers["ci95"]
-    return f"{numbers['accuracy']:.3f} ({low:.3f}-{high:.3f})"
+def _row(name: str, models: Sequence[dict[str, Any]]) -> list[str]:
+    cells = [
+        _cell(numbers, suffix)
+        for numbers in models
+        for suffix in ("", "_circular")
+        if f"accuracy{suffix}" in numbers
+    ]
+    return [name, str(models[0]["n"]), f"{models[0]['chance']:.3f}", *cells]
+
+
+def _cell(numbers: dict[str, Any], suffix: str = "") -> str:
+    """Accuracy and its interval; a mean over categories has none."""
+    accuracy, interval = numbers[f"accuracy{suffix}"], numbers.get(f"ci95{suffix}")
+    if interval is None:
+        return f"{accuracy:.3f}" + " " * len(" (0.000-0.000)")
+    return f"{accuracy:.3f} ({interval[0]:.3f}-{interval[1]:.3f})"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -101,20 +188,38 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
-    """What ``predictions.jsonl`` holds: options in the order shown, and what became of them."""
+    """What ``predictions.jsonl`` holds: options in the order shown, and what became of them.
+
+    docs/evaluation.md names the fields.
+    """
     return [
         {
             "id": item.example.id,
             "category": item.example.category,
             "question": item.example.question,
             "choices": list(item.example.choices),
-            "probabilities": [round(value, 8) for value in item.prediction.probabilities],
+            **_evidence(item.prediction),
             "prediction": item.prediction.choice,
             "answer": item.example.answer,
             "correct": item.correct,
+            **_rotations(item),
         }
         for item in scored
     ]
+
+
+def _evidence(prediction: Prediction) -> dict[str, Any]:
+    """What the prediction was read off."""
+    if prediction.text is not None:
+        return {"text": prediction.text}
+    name = "scores" if prediction.scores else "probabilities"
+    return {name: [round(value, 8) for value in getattr(prediction, name)]}
+
+
+def _rotations(item: Scored) -> dict[str, Any]:
+    if not item.rotations:
+        return {}
+    return {"rotations": list(item.rotations), "correct_circular": item.correct_circular}
 
 
 def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any]) -> None:

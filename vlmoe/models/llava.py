@@ -18,7 +18,6 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
@@ -29,9 +28,9 @@ try:  # the same pixels whether torchvision is installed or not, and no warning 
 except ImportError:  # transformers < 5.2 has one class, which works with PIL
     from transformers import CLIPImageProcessor as ImageProcessor  # type: ignore[assignment]
 
+from vlmoe.data.answer_tokens import answer_tokens
 from vlmoe.data.collator import Collator
-from vlmoe.data.example import LETTERS
-from vlmoe.data.prompt import IMAGE, answer, chat
+from vlmoe.data.prompt import IMAGE, LLAVA, PROMPTS
 from vlmoe.errors import UserError
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
@@ -52,7 +51,7 @@ class Base:
         processor: its picture and token counts agree with the model's config.
         name: what the user asked for (hub id, path or ``tiny``).
         image_tokens: how many tokens one picture takes.
-        letter_ids: token of each answer letter in the place where it is scored (" A", " B", ...).
+        letter_ids: token of each answer letter where LLaVA's own prompt has it (" A", " B", ...).
     """
 
     model: LlavaForConditionalGeneration
@@ -61,10 +60,19 @@ class Base:
     image_tokens: int
     letter_ids: tuple[int, ...]
 
-    def collator(self, image_fit: str = "crop") -> Collator:
-        """Makes batches for this model; see ``Collator`` for ``image_fit``."""
+    def collator(self, image_fit: str = "crop", prompt: str = LLAVA.name) -> Collator:
+        """Makes batches for this model; see ``Collator`` for ``image_fit``.
+
+        Raises:
+            UserError: there is no such prompt style, or the tokenizer has no single tokens for
+                letters where that style has them.
+        """
+        if prompt not in PROMPTS:
+            raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
+        style = PROMPTS[prompt]
+        answer = answer_tokens(self.processor.tokenizer, style)
         return Collator(
-            self.processor, self.image_tokens, self.letter_ids, self.max_length, image_fit
+            self.processor, self.image_tokens, answer, self.max_length, image_fit, style
         )
 
     @property
@@ -137,7 +145,8 @@ def load_base(
     model.eval()
     count = image_token_count(config)
     _check_processor(processor, config, count)
-    return Base(model, processor, name, count, letter_tokens(processor.tokenizer))
+    letters = answer_tokens(processor.tokenizer, LLAVA).letters
+    return Base(model, processor, name, count, letters)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -172,31 +181,6 @@ def image_token_count(config: LlavaConfig) -> int:
     vision = _vision(config)
     side = vision.image_size // vision.patch_size
     return side * side + (config.vision_feature_select_strategy == "full")
-
-
-def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The token of every answer letter as it follows the prompt, as far as they are single tokens.
-
-    ``A`` and `` A`` are different tokens to most tokenizers, so each letter is read off a whole
-    prompt with its answer.
-
-    Raises:
-        UserError: not even A and B are single, distinct tokens there.
-    """
-    asked = chat("Which?", picture=False)
-    before = tokenizer(asked)["input_ids"]
-    letters: list[int] = []
-    for letter in LETTERS:
-        ids = tokenizer(asked + answer(letter))["input_ids"]
-        if len(ids) != len(before) + 1 or ids[:-1] != before or ids[-1] in letters:
-            break
-        letters.append(ids[-1])
-    if len(letters) < 2:
-        raise UserError(
-            "this tokenizer does not make one token of each answer letter behind 'ASSISTANT:', "
-            "so options cannot be scored by their letters; use a LLaVA-1.5 tokenizer"
-        )
-    return tuple(letters)
 
 
 def _vision(config: LlavaConfig) -> Any:

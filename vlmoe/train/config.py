@@ -21,6 +21,7 @@ import yaml
 
 from vlmoe.adapter.config import GATE_RESCALES, INITS
 from vlmoe.data.collator import IMAGE_FITS
+from vlmoe.data.prompt import PROMPTS
 from vlmoe.errors import UserError
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
 from vlmoe.optim.precondition import DAMPING_MODES
@@ -107,6 +108,9 @@ class TrainConfig:
     pieces of at most 5 questions)"""
     seed: int = 0
     """of initial experts, order of questions and dropout"""
+    prompt: str = "llava"
+    """how questions are put: llava (LLaVA-1.5's own), vmcbench (the benchmark's), or paper (the
+    answer is a sentence, `The answer is B.`)"""
     image_fit: str = "crop"
     """pictures that are not square: crop to the middle (the hub's processor), or pad (original
     LLaVA)"""
@@ -323,6 +327,7 @@ def _range_faults(config: TrainConfig):
         "quantize": list(QUANTIZE),
         "dtype": ["auto", *DTYPES],
         "image_fit": list(IMAGE_FITS),
+        "prompt": list(PROMPTS),
         "gate_rescale": list(GATE_RESCALES),
         "init": list(INITS),
         "damping_mode": list(DAMPING_MODES),

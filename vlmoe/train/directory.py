@@ -21,7 +21,7 @@ from vlmoe.evaluate.report import write_report
 from vlmoe.files import write_jsonl, write_text
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
-from vlmoe.train.config import CONFIG_FILE, TrainConfig, to_yaml
+from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
 from vlmoe.train.loop import Run
 from vlmoe.train.router import write_router
 from vlmoe.train.tracking import draw_curves
@@ -103,3 +103,20 @@ class RunDirectory:
         card = model_card(run.config, base_numbers, numbers)
         for place in (self.path, self.path / checkpoint.ADAPTER):
             write_text(place / "README.md", card)
+
+
+def settings_of(adapter: Path) -> dict[str, Any]:
+    """The settings of the run that an adapter's directory lies in, empty if it lies in none.
+
+    Args:
+        adapter: ``RUN/adapter`` or ``RUN/checkpoints/step-N/adapter``.
+
+    Raises:
+        UserError: the run's settings cannot be read.
+    """
+    folder = adapter.absolute()
+    if folder.name != checkpoint.ADAPTER:
+        return {}
+    run = folder.parents[2] if folder.parents[1].name == checkpoint.CHECKPOINTS else folder.parent
+    file = run / CONFIG_FILE
+    return read_yaml(file) if file.is_file() else {}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vlmoe.adapter.report import check_gradients
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, summary
-from vlmoe.data.collator import ANSWER_TOKENS, IGNORED, Collator
+from vlmoe.data.collator import IGNORED, Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.optim.recipe import clip_gates
@@ -121,7 +121,8 @@ def train(
                     part["attention_mask"], enabled=logged or bool(weights)
                 )
                 with watched as routing:
-                    part_loss = total = answer_loss(model, part) / answers
+                    part_loss = answer_loss(model, part, len(run.collator.answer)) / answers
+                total = part_loss
                 if weights:
                     part_balance = routing.balance_loss(weights[at])
                     balance += part_balance.detach()
@@ -177,14 +178,16 @@ def train(
     bar.close()
 
 
-def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def answer_loss(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], answer_tokens: int
+) -> torch.Tensor:
     """Summed cross-entropy of the answers' tokens, float32 at least.
 
-    Answers stand at the end of every row, so only the last logits are computed.
+    Answers are the last ``answer_tokens`` of every row, so only the last logits are computed.
     """
-    labels = batch["labels"][:, -ANSWER_TOKENS:]
+    labels = batch["labels"][:, -answer_tokens:]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    out = model(**inputs, logits_to_keep=ANSWER_TOKENS + 1, use_cache=False)
+    out = model(**inputs, logits_to_keep=answer_tokens + 1, use_cache=False)
     logits = out.logits[:, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(

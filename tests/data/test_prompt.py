@@ -1,0 +1,49 @@
+"""The three prompts, word for word."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmoe.data.example import Example
+from vlmoe.data.prompt import LLAVA, PAPER, PROMPTS, VMCBENCH
+
+CHOICES = ("Red.", "Blue.", "Green.", "None")
+EXAMPLE = Example("7", None, "What colour is it?", CHOICES, 1)
+WORDS = {
+    "llava": (
+        "USER: <image>\nWhat colour is it?\nA. Red.\nB. Blue.\nC. Green.\nD. None\n"
+        "Answer with the option's letter from the given choices directly. ASSISTANT:",
+        " B",
+    ),
+    "vmcbench": (
+        "USER: <image>\nQuestion: What colour is it?\nOptions:\nA. Red.\nB. Blue.\nC. Green.\n"
+        "D. None\nAnswer with the option's letter from the given choices directly. ASSISTANT:",
+        " B",
+    ),
+    "paper": (
+        "USER: <image>\nWhat colour is it?\nA. Red.\nB. Blue.\nC. Green.\nD. None\n\nASSISTANT:",
+        " The answer is B.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_word_for_word(name):
+    asked, answered = WORDS[name]
+    style = PROMPTS[name]
+    assert style.prompt(EXAMPLE, picture=True) == asked
+    assert style.prompt(EXAMPLE, picture=False) == asked.replace("<image>\n", "")
+    assert style.answer("B") == answered
+
+
+def test_every_style_has_its_words_here():
+    assert PROMPTS.keys() == WORDS.keys()
+    assert [LLAVA.name, VMCBENCH.name, PAPER.name] == list(WORDS)
+
+
+def test_braces_are_only_text():
+    odd = Example("8", None, "What is {question}?", ("{options}", "{0}"), 0)
+    for style in PROMPTS.values():
+        text = style.prompt(odd, picture=False)
+        assert "What is {question}?\n" in text
+        assert "A. {options}\nB. {0}" in text
