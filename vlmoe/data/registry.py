@@ -35,8 +35,10 @@ class Source:
 
 
 DATASETS: dict[str, Source] = {
+    "scienceqa": Source("data_prep/scienceqa.py", "--source derek-thomas/ScienceQA"),
     "shapes": Source("data_prep/shapes.py", automatic=True),
     "visual7w": Source("data_prep/visual7w.py", "--source RAW_DIR"),
+    "vmcbench": Source("data_prep/vmcbench.py", "--source suyc21/VMCBench"),
 }
 
 
