@@ -27,12 +27,8 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="the folder to make, e.g. data/NAME, so that --dataset NAME finds it",
     )
-    made.add_argument(
-        "--max-rejected",
-        type=_share,
-        default=0.01,
-        metavar="SHARE",
-        help="largest share of questions that may be unusable, 0 to 1 (default: %(default)s); "
+    add_max_rejected(
+        made,
         f"above it DIR is not written, the exit code is 1 and DIR.{REJECTED} lists them all. Else "
         "unusable ones are left out, counted in manifest.json and listed with their reason in "
         f"DIR/{REJECTED}",
@@ -42,13 +38,30 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
         action="store_true",
         help="replace DIR where it holds a prepared dataset; anything else is never touched",
     )
-    made.add_argument(
+    add_workers(made, "pictures checked at a time")
+    return made
+
+
+def add_max_rejected(to: argparse.ArgumentParser, above: str) -> None:
+    """``--max-rejected``; ``above`` says what happens beyond it."""
+    to.add_argument(
+        "--max-rejected",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="largest share of questions that may be unusable, 0 to 1 (default: %(default)s); "
+        + above,
+    )
+
+
+def add_workers(to: argparse.ArgumentParser, what: str) -> None:
+    """``--workers``; ``what`` they do."""
+    to.add_argument(
         "--workers",
         type=_count,
         metavar="N",
-        help="pictures checked at a time; it does not change the result (default: all cores)",
+        help=f"{what}; it does not change the result (default: all cores)",
     )
-    return made
 
 
 def writing(options: argparse.Namespace) -> Writing:
@@ -87,7 +100,7 @@ def _count(text: str) -> int:
     return value
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], int | None]) -> None:
     """Run a preparation command as a program."""
     # Pillow grumbles about odd files as it opens them. What cannot be used is reported as
     # rejected, once and with its reason.

@@ -75,9 +75,7 @@ def prepare(
         files = {TO_DRAW: Path(source)}
     pictures = _Pictures(Path(images) if images else None)
     records = [
-        record
-        for split, file in files.items()
-        for record in read(file, split, pictures, answers)
+        record for split, file in files.items() for record in read(file, split, pictures, answers)
     ]
     drawn = TO_DRAW in files
     if drawn:
@@ -97,8 +95,7 @@ def draw(records: Sequence[Record], shares: Mapping[str, float], seed: int) -> l
     """The records with splits drawn: all about one picture, or of one wording, go together."""
     questions = [record for record in records if isinstance(record, Question)]
     groups = [
-        record.picture.name if record.picture else f"text {record.question}"
-        for record in questions
+        record.picture.name if record.picture else f"text {record.question}" for record in questions
     ]
     splits = iter(draw_splits(groups, shares, seed))
     return [

@@ -146,7 +146,7 @@ def read_question(text: str) -> tuple[str, tuple[str, ...]] | None:
     if first is None:
         return None
     choices: list[str] = []
-    rest = []
+    rest: list[str] = []
     for line, match in zip(lines[first:], options[first:], strict=True):
         if not line.strip():
             continue

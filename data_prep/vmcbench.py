@@ -222,9 +222,7 @@ def tsv_rows(file: Path) -> Callable[[], Iterator[Row]]:
     several rows share may be given once, the others naming the first one's index in its place.
     Rows with an answer are the labelled part.
     """
-    references = {
-        image for fields in _tsv_fields(file) if _refers(image := fields["image"] or "")
-    }
+    references = {image for fields in _tsv_fields(file) if _refers(image := fields["image"] or "")}
     # Only those that are referred to are kept.
     shared = {
         fields["index"]: fields["image"]

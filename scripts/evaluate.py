@@ -5,7 +5,8 @@
     python scripts/evaluate.py --adapter none --model tiny --dataset shapes
 
 Options are scored by the logits of their letters, so no answer needs parsing. Ends with the line
-`accuracy ...`, and writes metrics.json and predictions.jsonl.
+`accuracy ...`, and writes metrics.json and predictions.jsonl. For questions without an answer it
+writes submission.jsonl, a letter for each.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from pathlib import Path
 from vlmoe.adapter import load_adapter
 from vlmoe.adapter.load import find_adapter, read_base_name
 from vlmoe.data.collator import IMAGE_FITS
-from vlmoe.data.dataset import draw, load_split
-from vlmoe.data.registry import locate
+from vlmoe.data.mixture import draw, load_mixture
+from vlmoe.data.registry import label, locate_all
 from vlmoe.errors import UserError, run_command
 from vlmoe.evaluate.multiple_choice import score
-from vlmoe.evaluate.report import accuracy_line, metrics, table, write_report
+from vlmoe.evaluate.report import SUBMISSION, accuracy_line, metrics, table, write_report
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, load_base, resolve_device
 from vlmoe.predict import Predictor
 
@@ -35,8 +36,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="run directory, its adapter/, a hub id, or none (bare base)",
     )
-    parser.add_argument("--dataset", default="visual7w", help="name or path of a prepared dataset")
-    parser.add_argument("--split", default="test", help="train, validation or test (default test)")
+    parser.add_argument("--dataset", default="visual7w", help="name or path; several joined by +")
+    parser.add_argument("--split", default="test", help="which one (default test)")
     parser.add_argument("--model", help="base (default: the one the adapter was trained on)")
     parser.add_argument("--blank-images", action="store_true", help="show grey pictures instead")
     parser.add_argument("--limit", type=int, default=0, help="score so many questions; 0: all")
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     bare = args.adapter == "none"
     adapter = None if bare else find_adapter(args.adapter)
-    examples = draw(load_split(locate(args.dataset), args.split), args.limit, args.seed)
+    examples = draw(load_mixture(locate_all(args.dataset), args.split), args.limit, args.seed)
 
     name = args.model or (read_base_name(adapter) if adapter else DEFAULT_MODEL)
     device = resolve_device(args.device)
@@ -80,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         blank_images=args.blank_images,
         workers=args.workers,
     )
-    numbers = metrics(scored)
-    numbers["settings"] = {
+    labelled = [item for item in scored if item.correct is not None]
+    settings = {
         "adapter": str(args.adapter),
         "model": name,
         "dataset": args.dataset,
@@ -91,19 +92,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "quantize": args.quantize,
     }
     output = args.output or default_output(args, adapter)
+    numbers = metrics(labelled) | {"settings": settings} if labelled else None
     write_report(output, scored, numbers)
-    print(table({"base" if bare else "adapter": numbers}))
+    if numbers:
+        print(table({"base" if bare else "adapter": numbers}))
     print(f"written to {output}")
-    print(accuracy_line(numbers))
+    if len(labelled) < len(scored):
+        print(f"{len(scored) - len(labelled)} questions have no answer: see {output / SUBMISSION}")
+    if numbers:
+        print(accuracy_line(numbers))
 
 
 def default_output(args: argparse.Namespace, adapter: Path | None) -> Path:
     """Beside the adapter if that is a directory here, else under runs/."""
-    label = f"{Path(args.dataset).name}-{args.split}" + ("-blank" if args.blank_images else "")
+    name = f"{label(args.dataset)}-{args.split}" + ("-blank" if args.blank_images else "")
     given = Path(args.adapter)
     if adapter is None or not given.is_dir():
-        return Path("runs") / "evaluate" / Path(args.adapter).name / label
-    return (given.parent if given.name == "adapter" else given) / "evaluate" / label
+        return Path("runs") / "evaluate" / Path(args.adapter).name / name
+    return (given.parent if given.name == "adapter" else given) / "evaluate" / name
 
 
 if __name__ == "__main__":

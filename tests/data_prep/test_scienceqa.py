@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import scienceqa
@@ -95,12 +97,11 @@ def test_the_command(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture
     scienceqa.main(argv)
     told = capsys.readouterr().out
     assert "12 left out: questions without a picture" in told
-    with pytest.raises(UserError, match="has no column choices"):
-        bad = tmp_path / "bad" / "data"
-        bad.mkdir(parents=True)
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        columns = {name: [""] for name in scienceqa.COLUMNS if name != "choices"}
-        pq.write_table(pa.table(columns), bad / "train-00000-of-00001.parquet")
-        scienceqa.main(["--source", str(tmp_path / "bad"), "--out", str(tmp_path / "out2")])
+
+def test_a_file_without_a_column(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "data").mkdir(parents=True)
+    columns = {name: [""] for name in scienceqa.COLUMNS if name != "choices"}
+    pq.write_table(pa.table(columns), tmp_path / "raw/data/train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="has no column choices"):
+        scienceqa.prepare(str(tmp_path / "raw"), tmp_path / "out")

@@ -41,9 +41,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run ``main``: one message, nothing left behind but the list. Returns the message."""
 
-    def check(
-        *options: object, out: Path = tmp_path / "data" / "visual7w", code: int = 2
-    ) -> str:
+    def check(*options: object, out: Path = tmp_path / "data" / "visual7w", code: int = 2) -> str:
         before = tree(tmp_path)
         argv = ["--source", str(tmp_path / "raw"), "--out", str(out), *map(str, options)]
         with pytest.raises(SystemExit) as ended:

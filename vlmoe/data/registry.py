@@ -75,6 +75,30 @@ def locate(name_or_path: str | Path) -> Path:
     )
 
 
+def names_of(datasets: str) -> list[str]:
+    """The names or paths in ``A+B``; a path that exists may hold a plus sign of its own."""
+    return [datasets] if Path(datasets).exists() else datasets.split("+")
+
+
+def label(datasets: str) -> str:
+    """``A+B`` in short, for the name of a folder: paths by their last part."""
+    return "+".join(Path(name).name for name in names_of(datasets))
+
+
+def locate_all(datasets: str) -> dict[str, Path]:
+    """The folders of the datasets in ``A+B``, each under the name it is reported by.
+
+    Raises:
+        UserError: as ``locate``, or a dataset is named twice.
+    """
+    names = names_of(datasets)
+    folders = [locate(name) for name in names]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"{datasets} names a dataset twice")
+    short = [Path(name).name for name in names]
+    return dict(zip(short if len(set(short)) == len(short) else names, folders, strict=True))
+
+
 def _is_bare(name: str) -> bool:
     return name not in ("", ".", "..") and name == Path(name).name
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmoe.data.example import Example
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.files import write_json, write_jsonl
 
+METRICS = "metrics.json"
+SUBMISSION = "submission.jsonl"
 Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 
@@ -33,7 +36,8 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
 
     Returns:
         ``accuracy``, ``n``, ``ci95`` (Wilson), ``chance`` (of random picks), ``by_category``
-        (the same four for each) and ``unparsed`` (always 0 here: letters need no parsing).
+        (the same four for each) and ``unparsed`` (always 0 here: letters need no parsing);
+        ``by_dataset`` likewise, if the questions come from several.
 
     Raises:
         ValueError: no question has an answer.
@@ -41,12 +45,20 @@ def metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     labelled = [item for item in scored if item.correct is not None]
     if not labelled:
         raise ValueError("no question has an answer to compare with")
-    categories = sorted({item.example.category for item in labelled})
-    by_category = {
-        category: _summary([item for item in labelled if item.example.category == category])
-        for category in categories
+    numbers = {
+        **_summary(labelled),
+        "by_category": _by(labelled, lambda example: example.category),
+        "unparsed": 0,
     }
-    return {**_summary(labelled), "by_category": by_category, "unparsed": 0}
+    by_dataset = _by(labelled, lambda example: example.dataset)
+    return numbers | ({"by_dataset": by_dataset} if len(by_dataset) > 1 else {})
+
+
+def _by(scored: Sequence[Scored], key: Callable[[Example], str]) -> dict[str, Any]:
+    groups: dict[str, list[Scored]] = {}
+    for item in scored:
+        groups.setdefault(key(item.example), []).append(item)
+    return {name: _summary(groups[name]) for name in sorted(groups)}
 
 
 def _summary(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -69,13 +81,15 @@ def accuracy_line(numbers: dict[str, Any]) -> str:
 
 
 def table(columns: dict[str, dict[str, Any]]) -> str:
-    """Accuracies side by side: a row for each category, a column for each scored model."""
+    """Accuracies side by side: a row for each dataset (if there are several) and each category,
+    a column for each scored model."""
     first = next(iter(columns.values()))
     rows = [["", "n", "chance", *columns], _row("all", list(columns.values()))]
-    rows += [
-        _row(category, [numbers["by_category"][category] for numbers in columns.values()])
-        for category in first["by_category"]
-    ]
+    for breakdown in ("by_dataset", "by_category"):
+        rows += [
+            _row(name, [numbers[breakdown][name] for numbers in columns.values()])
+            for name in first.get(breakdown, ())
+        ]
     return align(rows)
 
 
@@ -105,6 +119,7 @@ def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
     return [
         {
             "id": item.example.id,
+            **({"dataset": item.example.dataset} if item.example.dataset else {}),
             "category": item.example.category,
             "question": item.example.question,
             "choices": list(item.example.choices),
@@ -117,8 +132,28 @@ def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
     ]
 
 
-def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any]) -> None:
-    """Write ``metrics.json`` and ``predictions.jsonl`` into ``directory``."""
+def submission_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
+    """What ``submission.jsonl`` holds: a letter for each question whose answer is not known."""
+    return [
+        {"id": item.example.id, "prediction": item.prediction.letter}
+        for item in scored
+        if item.correct is None
+    ]
+
+
+def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any] | None) -> None:
+    """Write ``predictions.jsonl``, and ``metrics.json`` or ``submission.jsonl`` or both.
+
+    Args:
+        directory: made if need be; what an earlier report left there is replaced.
+        scored: the questions.
+        numbers: of the labelled ones; None if none is labelled.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, SUBMISSION):
+        (directory / name).unlink(missing_ok=True)
     write_jsonl(directory / "predictions.jsonl", prediction_rows(scored))
-    write_json(directory / "metrics.json", numbers)
+    if numbers is not None:
+        write_json(directory / METRICS, numbers)
+    if open_ones := submission_rows(scored):
+        write_jsonl(directory / SUBMISSION, open_ones)

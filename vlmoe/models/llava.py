@@ -70,7 +70,7 @@ class Base:
     @property
     def max_length(self) -> int:
         """Longest sequence the language model has positions for."""
-        return self.model.config.get_text_config().max_position_embeddings
+        return _max_length(self.model.config)
 
 
 def load_base(
@@ -106,12 +106,7 @@ def load_base(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source)
-        if not isinstance(config, LlavaConfig):
-            raise UserError(
-                f"{name} is a {config.model_type!r} model, not LLaVA: vlmoe adapts models of "
-                f"type 'llava', such as {DEFAULT_MODEL}"
-            )
+        config = _load_config(name, source)
         processor = _load_processor(source, config)
         options: dict[str, Any] = {"dtype": torch_dtype}
         if quantize != "none":
@@ -138,6 +133,24 @@ def load_base(
     count = image_token_count(config)
     _check_processor(processor, config, count)
     return Base(model, processor, name, count, letter_tokens(processor.tokenizer))
+
+
+def load_collator(name: str, image_fit: str = "crop") -> Collator:
+    """What makes batches for a model, without its weights.
+
+    Raises:
+        UserError: as ``load_base``, as far as config, tokenizer and processor are concerned.
+    """
+    source = _source(name)
+    try:
+        config = _load_config(name, source)
+        processor = _load_processor(source, config)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+    count = image_token_count(config)
+    _check_processor(processor, config, count)
+    letters = letter_tokens(processor.tokenizer)
+    return Collator(processor, count, letters, _max_length(config), image_fit)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -197,6 +210,20 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
             "so options cannot be scored by their letters; use a LLaVA-1.5 tokenizer"
         )
     return tuple(letters)
+
+
+def _load_config(name: str, source: str) -> LlavaConfig:
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, LlavaConfig):
+        raise UserError(
+            f"{name} is a {config.model_type!r} model, not LLaVA: vlmoe adapts models of "
+            f"type 'llava', such as {DEFAULT_MODEL}"
+        )
+    return config
+
+
+def _max_length(config: LlavaConfig) -> int:
+    return config.get_text_config().max_position_embeddings
 
 
 def _vision(config: LlavaConfig) -> Any:

@@ -21,7 +21,7 @@ from vlmoe.data.collator import ANSWER_TOKENS, IGNORED, Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.optim.recipe import clip_gates
-from vlmoe.train.batches import StepOrder, pieces
+from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.tracking import Log
 
@@ -75,7 +75,7 @@ def train(
     config, accelerator = run.config, run.accelerator
     model, optimizer = accelerator.prepare(run.model, run.optimizer)
     accum, world = config.pieces, accelerator.num_processes
-    order = StepOrder(len(examples), config.batch_size, config.seed)
+    order = make_order(examples, config.mix, config.batch_size, config.seed)
     batches = pieces(
         examples,
         run.collator,
