@@ -42,7 +42,8 @@ class SplitReport:
 
     Attributes:
         examples: without their pictures.
-        pictures: for each, a digest of its pixels; "" without a picture.
+        pictures: for each, a digest of its pixels (its file's name if they cannot be read); ""
+            without a picture.
         lengths: tokens with the answer, of those that fit or not; empty without a model.
         rejected: id, split, reason and detail of what cannot be used.
     """
@@ -76,7 +77,7 @@ def check(
             example, key = examples.text(at), examples.image_key(at)
             found = pixels[key] if key else ""
             report.examples.append(example)
-            report.pictures.append("" if isinstance(found, ImageError) else found)
+            report.pictures.append(f"file {key}" if isinstance(found, ImageError) else found)
             reason, detail = fault(example.question, example.choices, example.answer), ""
             if isinstance(found, ImageError):
                 reason, detail = found.reason, found.where

@@ -105,7 +105,7 @@ def test_unusable_ones_are_added_to_the_list(
 ) -> None:
     out = tmp_path / "d"
     rejected = question(70, picture=Picture("t.jpg", torn()))
-    long = question(71, question="red " * 600, split="test")
+    long = question(71, question="red " * 1000, split="test")
     many = question(72, choices=tuple(f"{n}." for n in range(20)))
     options: dict[str, Any] = {"source": "", "tool": "", "max_rejected": 0.1}
     write_dataset(out, [*sound(), rejected, long, many], **options)
@@ -116,6 +116,7 @@ def test_unusable_ones_are_added_to_the_list(
     assert check.main([str(out), "--model", "tiny", "--max-rejected", "0.2"]) == 0
     told = capsys.readouterr().out
     assert "4 of 50 questions are unusable" in told
+    assert told.splitlines()[1].split() == ["train", "25", "25", "0", "0", "0", "3"]
     text = (out / "rejected.jsonl").read_text()
     assert text.startswith(preparing)
     rows = [json.loads(line) for line in text.splitlines()]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -73,7 +73,11 @@ def train(
         UserError: the loss is no longer a number.
     """
     config, accelerator = run.config, run.accelerator
-    model, optimizer = accelerator.prepare(run.model, run.optimizer)
+    # Not wrapped for several processes, see `sum_over_processes`.
+    model = accelerator.prepare_model(run.model, evaluation_mode=True)
+    optimizer = accelerator.prepare(run.optimizer)
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    start_alike(trained)
     accum, world = config.pieces, accelerator.num_processes
     order = make_order(examples, config.mix, config.batch_size, config.seed)
     batches = pieces(
@@ -104,12 +108,11 @@ def train(
         answers = sum((part["labels"] != IGNORED).sum() for part in parts)
         answers = accelerator.reduce(torch.as_tensor(answers), "sum")
         loss = torch.zeros((), device=accelerator.device)
-        for at, part in enumerate(parts):
-            last = at == accum - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                part_loss = answer_loss(model, part) / answers
-                accelerator.backward(part_loss * world)  # ranks are averaged, we want their sum
+        for part in parts:
+            part_loss = answer_loss(model, part) / answers
+            accelerator.backward(part_loss)
             loss += part_loss.detach()
+        sum_over_processes(trained, accelerator)
 
         if not checked and any("pixel_values" in part for part in parts):
             check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
@@ -152,6 +155,28 @@ def train(
             save(step)
             clock.reset()
     bar.close()
+
+
+def start_alike(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give every process the first one's values; the seed alone should have done it."""
+    for parameter in parameters:
+        parameter.data.copy_(broadcast(parameter.data))
+
+
+def sum_over_processes(parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> None:
+    """Add up each gradient over the processes; one that none of them has stays absent.
+
+    By hand, because torch's DistributedDataParallel expects every process to use every parameter
+    in every step, and questions without a picture do not use the vision tower.
+    """
+    if accelerator.num_processes == 1:
+        return
+    present = torch.tensor([float(p.grad is not None) for p in parameters])
+    counts = accelerator.reduce(present.to(accelerator.device), "sum").tolist()
+    for parameter, count in zip(parameters, counts, strict=True):
+        if count:
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(mine.detach(), "sum")
 
 
 def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
