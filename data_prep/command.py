@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe.data.dataset import REJECTED
+from vlmoe.data.prepare import Writing
 from vlmoe.errors import run_command
 
 
@@ -26,31 +27,62 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="the folder to make, e.g. data/NAME, so that --dataset NAME finds it",
     )
-    made.add_argument(
-        "--max-rejected",
-        type=_share,
-        default=0.01,
-        metavar="SHARE",
-        help="largest share of questions that may be unusable, 0 to 1 (default: %(default)s); "
-        "above it nothing is written. Unusable ones are left out, counted in manifest.json "
-        f"and listed with their reason in {REJECTED}",
+    add_max_rejected(
+        made,
+        f"above it DIR is not written, the exit code is 1 and DIR.{REJECTED} lists them all. Else "
+        "unusable ones are left out, counted in manifest.json and listed with their reason in "
+        f"DIR/{REJECTED}",
     )
     made.add_argument(
         "--overwrite",
         action="store_true",
         help="replace DIR where it holds a prepared dataset; anything else is never touched",
     )
+    add_workers(made, "pictures checked at a time")
     return made
 
 
-def add_seed(to: argparse.ArgumentParser) -> None:
-    """``--seed``, for a source whose options have no order of their own."""
+def add_max_rejected(to: argparse.ArgumentParser, above: str) -> None:
+    """``--max-rejected``; ``above`` says what happens beyond it."""
+    to.add_argument(
+        "--max-rejected",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="largest share of questions that may be unusable, 0 to 1 (default: %(default)s); "
+        + above,
+    )
+
+
+def add_workers(to: argparse.ArgumentParser, what: str) -> None:
+    """``--workers``; ``what`` they do."""
+    to.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help=f"{what}; it does not change the result (default: all cores)",
+    )
+
+
+def writing(options: argparse.Namespace) -> Writing:
+    """What the options of ``parser`` say to ``write_dataset``."""
+    return {
+        "max_rejected": options.max_rejected,
+        "overwrite": options.overwrite,
+        "workers": options.workers,
+    }
+
+
+OPTION_ORDER = "the order of the options is drawn from this and the question's id"
+
+
+def add_seed(to: argparse.ArgumentParser, what: str = OPTION_ORDER) -> None:
+    """``--seed``, for a source that leaves something open; ``what`` says what it decides."""
     to.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="the order of the options is drawn from this and the question's id, and so is the "
-        "same on every machine (default: %(default)s)",
+        help=f"{what}, and so is the same on every machine (default: %(default)s)",
     )
 
 
@@ -61,7 +93,14 @@ def _share(text: str) -> float:
     return value
 
 
-def run(main: Callable[[], None]) -> None:
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def run(main: Callable[[], int | None]) -> None:
     """Run a preparation command as a program."""
     # Pillow grumbles about odd files as it opens them. What cannot be used is reported as
     # rejected, once and with its reason.
@@ -80,6 +119,8 @@ def print_summary(manifest: dict[str, Any], out: Path) -> None:
         print(f"{ascii(split)[1:-1]:<12}{0:>10}{0:>10}{number:>10}")
     for reason, number in manifest["rejected"]["by_reason"].items():
         print(f"  {number:6d} rejected: {reason}")
+    for reason, number in manifest["left_out"].items():
+        print(f"  {number:6d} left out: {reason}")
     for note, number in manifest["notes"].items():
         if number:
             print(f"  {number:6d} {note} (kept)")

@@ -111,10 +111,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raw,
             options.out,
             seed=options.seed,
-            max_rejected=options.max_rejected,
-            overwrite=options.overwrite,
             tool=TOOL,
             origin=f"rendered by vlmoe.data.scenes, seed {options.seed}",
+            **command.writing(options),
         )
     command.print_summary(manifest, options.out)
 

@@ -11,15 +11,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from data_prep import command
-from vlmoe.data.prepare import Picture, Question, Rejected, option_order, write_dataset
+from vlmoe.data.pictures import Picture
+from vlmoe.data.prepare import (
+    SPLITS,
+    Question,
+    Rejected,
+    Writing,
+    option_order,
+    write_dataset,
+)
 from vlmoe.errors import UserError
 
 TOOL = "data_prep/visual7w.py"
 JSON_NAMES = ("dataset_v7w_telling.json", "dataset.json")
-SPLITS = {"train": "train", "val": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 
 def prepare(
@@ -27,10 +35,9 @@ def prepare(
     out: str | Path,
     *,
     seed: int = 0,
-    max_rejected: float = 0.01,
-    overwrite: bool = False,
     tool: str = TOOL,
     origin: str | None = None,
+    **writing: Unpack[Writing],
 ) -> dict[str, Any]:
     """Prepare a folder in Visual7W's layout.
 
@@ -38,10 +45,9 @@ def prepare(
         source: the folder with the JSON and ``images/``.
         out: the folder to make.
         seed: of the order of the options.
-        max_rejected: largest share of questions that may be unusable.
-        overwrite: replace ``out`` where it holds a prepared dataset.
         tool, origin: what the manifest names as the tool and the source, where another
             script made the files first (by default: this one, and the JSON's path).
+        writing: see ``write_dataset``.
 
     Returns:
         The manifest.
@@ -58,8 +64,8 @@ def prepare(
         source=origin or str(file.resolve()),
         tool=tool,
         seed=seed,
-        max_rejected=max_rejected,
-        overwrite=overwrite,
+        splits=SPLITS,
+        **writing,
     )
 
 
@@ -145,7 +151,7 @@ def read(file: Path, images: Path, seed: int) -> Iterator[Question | Rejected]:
         for j, pair in enumerate(pairs):
             place_of_pair = f"{place}.qa_pairs[{j}]"
             _expect(pair, dict, f"{file}: {place_of_pair}")
-            yield _question(pair, place_of_pair, picture, SPLITS.get(split, split), seed)
+            yield _question(pair, place_of_pair, picture, SPLIT_NAMES.get(split, split), seed)
 
 
 def _question(
@@ -241,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.source,
         options.out,
         seed=options.seed,
-        max_rejected=options.max_rejected,
-        overwrite=options.overwrite,
+        **command.writing(options),
     )
     command.print_summary(manifest, options.out)
 

@@ -6,7 +6,8 @@
     python scripts/evaluate.py --compare runs/a/evaluate/shapes-test runs/b/evaluate/shapes-test
 
 Ends with the line `accuracy ...` (of the last adapter), and writes metrics.json and
-predictions.jsonl; docs/evaluation.md explains the ways to score and every field.
+predictions.jsonl; for questions without an answer submission.jsonl, a letter for each.
+docs/evaluation.md explains the ways to score and every field.
 """
 
 from __future__ import annotations
@@ -22,14 +23,23 @@ from torch import nn
 from vlmoe.adapter import load_adapter
 from vlmoe.adapter.load import find_adapter, read_base_name
 from vlmoe.data.collator import IMAGE_FITS
-from vlmoe.data.dataset import draw, load_split
+from vlmoe.data.example import UNLABELLED
+from vlmoe.data.mixture import draw, load_mixture
 from vlmoe.data.prompt import PROMPTS
-from vlmoe.data.registry import locate
+from vlmoe.data.registry import label as dataset_label
+from vlmoe.data.registry import locate_all
+from vlmoe.data.vmcbench import group_of
 from vlmoe.errors import UserError, run_command
 from vlmoe.evaluate.compare import compare, comparison_text, read_predictions
-from vlmoe.evaluate.groups import groups_of
 from vlmoe.evaluate.multiple_choice import score
-from vlmoe.evaluate.report import accuracy_line, circular_line, metrics, table, write_report
+from vlmoe.evaluate.report import (
+    SUBMISSION,
+    accuracy_line,
+    circular_line,
+    metrics,
+    table,
+    write_report,
+)
 from vlmoe.evaluate.scoring import MAX_NEW_TOKENS, SCORINGS, make_predictor
 from vlmoe.files import write_json, write_jsonl
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, Base, load_base, resolve_device
@@ -58,8 +68,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("A", "B"),
         help="two predictions.jsonl, or directories that hold one",
     )
-    parser.add_argument("--dataset", default="visual7w", help="name or path of a prepared dataset")
-    parser.add_argument("--split", default="test", help="train, validation or test (default test)")
+    parser.add_argument("--dataset", default="visual7w", help="name or path; several joined by +")
+    parser.add_argument("--split", default="test", help="which one (default test)")
     parser.add_argument("--model", help="base (default: the one the adapters were trained on)")
     parser.add_argument("--no-base", action="store_true", help="do not score the bare base as well")
     parser.add_argument(
@@ -130,8 +140,8 @@ def evaluate(args: argparse.Namespace) -> None:
     name = args.model or common_base(folders)
     args.prompt = args.prompt or common_setting("prompt", folders)
     args.image_fit = args.image_fit or common_setting("image_fit", folders)
-    examples = draw(load_split(locate(args.dataset), args.split), args.limit, args.seed)
-    groups = groups_of(examples.categories)
+    examples = draw(load_mixture(locate_all(args.dataset), args.split), args.limit, args.seed)
+    groups = {name: group for name in examples.categories if (group := group_of(name))}
 
     device = resolve_device(args.device)
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
@@ -149,16 +159,23 @@ def evaluate(args: argparse.Namespace) -> None:
             workers=args.workers,
             description=label,
         )
-        numbers = metrics(scored, groups)
-        numbers["settings"] = settings(args, adapters.get(label, NONE), name)
+        numbers = None
+        if any(item.correct is not None for item in scored):
+            numbers = metrics(scored, groups)
+            numbers["settings"] = settings(args, adapters.get(label, NONE), name)
+            columns[label] = numbers
         beside = {BASE: columns[BASE]} if label != BASE and BASE in columns else {}
         for place in places[label]:
-            write_report(place, scored, numbers | beside)
-        columns[label] = numbers
+            write_report(place, scored, numbers and numbers | beside)
 
-    print(table(columns))
+    if columns:
+        print(table(columns))
     for place in sorted({place for written in places.values() for place in written}):
         print(f"written to {place}")
+    if unlabelled := examples.answers.count(UNLABELLED):
+        print(f"{unlabelled} questions have no answer: their letters are in {SUBMISSION}")
+    if not columns:
+        return
     last = list(columns.values())[-1]
     if args.circular:
         print(circular_line(last))
@@ -249,7 +266,7 @@ def output_directories(
 
 def report_name(args: argparse.Namespace) -> str:
     """Dataset, split, and what is not as usual: no protocol overwrites another's report."""
-    parts = [Path(args.dataset).name, args.split]
+    parts = [dataset_label(args.dataset), args.split]
     parts += ["blank"] if args.blank_images else []
     parts += [args.scoring] if args.scoring != "letter" else []
     parts += [args.prompt] if args.prompt != "llava" else []

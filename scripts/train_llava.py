@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from vlmoe.adapter import adapter_table
-from vlmoe.data.dataset import draw, load_split
-from vlmoe.data.registry import locate
-from vlmoe.errors import run_command
+from vlmoe.data.mixture import load_mixture
+from vlmoe.data.registry import locate_all
+from vlmoe.errors import UserError, run_command
 from vlmoe.evaluate.report import accuracy_line, metrics, table
 from vlmoe.models.llava import load_base
 from vlmoe.train import setup
@@ -29,26 +29,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = setup.make_accelerator(config)
     directory = RunDirectory(config.run_directory, resume, writes=accelerator.is_main_process)
 
-    data = locate(config.dataset)
+    data = locate_all(config.dataset)
+    validation = setup.scorable(data, "validation", config.eval_questions, config.seed)
+    test = setup.scorable(data, "test", config.test_questions, config.seed)
+    if test is None:
+        raise UserError(f"{config.dataset} has no split `test` with answers to score at the end")
     base = load_base(
         config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
     )
     collator = base.collator(config.image_fit, config.prompt)
-    examples, skipped = setup.fitting(load_split(data, "train"), collator)
-    validation = draw(load_split(data, "validation"), config.eval_questions, config.seed)
-    test = draw(load_split(data, "test"), config.test_questions, config.seed)
+    examples, skipped = setup.trainable(load_mixture(data, "train"), collator)
 
     torch.manual_seed(config.seed)
     model = setup.add_adapter(base, config)
     accelerator.print(adapter_table(model))
-    accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out as too long")
+    accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
+    if validation is None:
+        accelerator.print("no split `validation` with answers: nothing is scored while training")
 
     directory.start(config, skipped)
     run = setup.make_run(config, accelerator, model, collator, len(examples), directory)
     train(
         run,
         examples,
-        validate=setup.validator(run, validation, directory),
+        validate=setup.validator(run, validation, directory) if validation else None,
         save=lambda step: directory.save_checkpoint(step, run, base.name),
     )
 

@@ -14,13 +14,15 @@ class UserError(ValueError):
             user mends them all at once).
     """
 
+    exit_code = 2
+
     def __init__(self, faults: str | Sequence[str]):
         self.faults = [faults] if isinstance(faults, str) else list(faults)
         super().__init__("\n".join(self.faults))
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a script's ``main``; a ``UserError`` ends it with exit code 2 and no traceback."""
+    """Run a script's ``main``; a ``UserError`` ends it with its exit code (2), no traceback."""
     try:
         sys.exit(main())
     except UserError as error:
@@ -30,7 +32,7 @@ def run_command(main: Callable[[], int | None]) -> None:
             print(f"error: {len(error.faults)} things to mend:", file=sys.stderr)
             for fault in error.faults:
                 print(f"  - {fault}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

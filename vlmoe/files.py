@@ -36,13 +36,17 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, keep: tuple[type[BaseException], ...] = ()) -> Iterator[Path]:
     """A hidden neighbour of ``path`` that takes its place if the block ends well, else vanishes.
 
     What was at ``path`` before stays until the new one is whole.
+
+    Args:
+        path: the directory to make or to replace.
+        keep: exceptions that leave the unfinished neighbour where it is (see ``unfinished``).
     """
     mark = uuid.uuid4().hex[:8]
-    building = path.with_name(f".{path.name}.building-{mark}")
+    building = path.with_name(f"{_unfinished_prefix(path)}{mark}")
     replaced = path.with_name(f".{path.name}.replaced-{mark}")
     try:
         building.mkdir(parents=True)
@@ -50,9 +54,22 @@ def new_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(replaced)
         building.rename(path)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+    except BaseException as error:
+        if not isinstance(error, keep):
+            shutil.rmtree(building, ignore_errors=True)
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What ``new_directory(path)`` has in the making, or left behind when it was killed."""
+    prefix = _unfinished_prefix(path)
+    if not path.parent.is_dir():
+        return []
+    return sorted(entry for entry in path.parent.iterdir() if entry.name.startswith(prefix))
+
+
+def _unfinished_prefix(path: Path) -> str:
+    return f".{path.name}.building-"

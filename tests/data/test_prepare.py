@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,18 @@ import datasets
 import pytest
 from PIL import Image
 
+from tests.tree import tree
+from vlmoe.data import pictures
 from vlmoe.data.dataset import load_split
-from vlmoe.data.prepare import Picture, Question, Rejected, option_order, write_dataset
+from vlmoe.data.pictures import Picture
+from vlmoe.data.prepare import (
+    LeftOut,
+    Question,
+    Rejected,
+    TooManyRejected,
+    option_order,
+    write_dataset,
+)
 from vlmoe.errors import UserError
 
 
@@ -37,16 +49,8 @@ def question(number: int, **changes: Any) -> Question:
     return Question(**fields | changes)
 
 
-def write(out: Path, records: list[Question | Rejected], **options: Any) -> dict[str, Any]:
+def write(out: Path, records: Any, **options: Any) -> dict[str, Any]:
     return write_dataset(out, records, source="the source", tool="the tool", **options)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-    }
 
 
 def test_plain_datasets_reads_it(tmp_path: Path) -> None:
@@ -110,24 +114,30 @@ def test_manifest_and_rejected(tmp_path: Path) -> None:
         question(3, picture=Picture("broken.png", png()[:50])),
         question(4, picture=Picture("broken.png", png()[:50])),
         Rejected("5", "test", "no answer", "line 7"),
+        LeftOut("not wanted"),
         question(0, split="test"),
         question(6, question="half \ud800 a pair"),
         question(7, question="what <image> is it"),
         question(8, picture=Picture("../b.png", png())),
         question(9, choices=("A cat.", "a cat. ", "A dog.", "A cow."), answer=2, split="test"),
         question(10, choices=("A cat.", "a cat. ", "A dog."), answer=1),
+        question(11, split="unlabelled", answer=-1),
     ]
-    manifest = write(tmp_path / "d", records, seed=7, max_rejected=0.9)
+    manifest = write(tmp_path / "d", records, seed=7, max_rejected=0.9, about={"protocol": "x"})
     assert manifest == json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert manifest["format"] == 1
     assert manifest["seed"] == 7
     assert (manifest["source"], manifest["tool"]) == ("the source", "the tool")
-    assert list(manifest["splits"]) == ["train", "test"]
+    assert manifest["protocol"] == "x"
+    assert list(manifest["splits"]) == ["train", "test", "unlabelled"]
+    assert manifest["left_out"] == {"not wanted": 1}
     assert manifest["rejected"]["total"] == 9
     assert manifest["rejected"]["by_split"] == {"dev": 1, "train": 6, "test": 2}
     assert manifest["notes"] == {
         "questions with repeated options": 2,
         "questions where a wrong option repeats the right one": 1,
+        "questions without an answer": 1,
+        "pictures in more than one split": 1,
     }
     lines = (tmp_path / "d" / "rejected.jsonl").read_text().splitlines()
     assert [list(json.loads(line).values()) for line in lines] == [
@@ -155,19 +165,31 @@ def test_share_of_rejected(tmp_path: Path, allowed: float, passes: bool) -> None
     if passes:
         write(out, records, max_rejected=allowed)
         return
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TooManyRejected) as caught:
         write(out, records, max_rejected=allowed)
+    assert caught.value.exit_code == 1
     message = str(caught.value)
     assert "29 of 100 questions (29.0%) cannot be used" in message
     assert "29  no answer" in message
     assert "r4: no answer" in message
     assert "r5" not in message
-    assert list(tmp_path.iterdir()) == []
+    # No dataset, but the whole list beside its place; it goes when the dataset comes.
+    listed = tmp_path / "new" / "d.rejected.jsonl"
+    assert f"all are listed in {listed}" in message
+    assert [json.loads(line)["id"] for line in listed.open()] == [f"r{i}" for i in range(29)]
+    assert list(listed.parent.iterdir()) == [listed]
+    write(out, records, max_rejected=0.29)
+    assert list(listed.parent.iterdir()) == [out]
+    before = tree(out)
+    with pytest.raises(TooManyRejected):
+        write(out, records, max_rejected=allowed, overwrite=True)
+    assert tree(out) == before
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="1 of 1 questions"):
+    with pytest.raises(TooManyRejected, match="1 of 1 questions"):
         write(tmp_path / "d", [Rejected("0", "train", "no answer")], max_rejected=1.0)
+    (tmp_path / "d.rejected.jsonl").unlink()
     with pytest.raises(UserError, match="the source holds no questions"):
         write(tmp_path / "d", [])
     with pytest.raises(UserError, match="share from 0 to 1"):
@@ -210,9 +232,9 @@ def test_a_failure_midway_keeps_the_old_one(
 
     def records() -> Iterator[Question]:
         yield question(1)
-        raise KeyboardInterrupt
+        raise RuntimeError
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         write_dataset(tmp_path / "d", records(), source="", tool="", overwrite=True)
     assert tree(tmp_path) == before
 
@@ -236,6 +258,76 @@ def test_a_failure_midway_keeps_the_old_one(
     with pytest.raises(UserError, match="the disk is gone"):
         write(tmp_path / "d", [question(1)], overwrite=True)
     assert tree(tmp_path) == before
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    records: list[Any] = [
+        question(i, picture=Picture(f"{i}.png", png() if i % 3 else png()[:40])) for i in range(40)
+    ]
+    trees = []
+    for workers in (1, 2, 7):
+        write(tmp_path / "d", records, overwrite=True, max_rejected=0.5, workers=workers)
+        trees.append(tree(tmp_path / "d"))
+    assert trees[0] == trees[1] == trees[2]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.data.test_prepare import many, write
+
+def records():
+    for at, record in enumerate(many()):
+        if at == 30:  # the first ones are stored by then: few wait at a time
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield record
+
+write(Path(sys.argv[1]), records(), workers=1)
+"""
+
+
+def many() -> list[Any]:
+    return [question(i, picture=Picture(f"{i}.png", png(f"#0000{i:02x}"))) for i in range(60)]
+
+
+def test_a_killed_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "d")]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".d.building-")
+    stored = sorted(left.glob("images/*"))
+    assert 20 <= len(stored) <= 30
+    stored[0].write_bytes(b"half a pict")  # what a crash of the machine may leave
+    (left / "images" / "stale.png").write_bytes(png())
+
+    decoded = []
+    load = pictures.load_rgb
+    monkeypatch.setattr(pictures, "load_rgb", lambda data: decoded.append(data) or load(data))
+    write(tmp_path / "d", many())
+    assert len(decoded) == 60 - len(stored) + 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
+    taken_up = tree(tmp_path / "d")
+    write(tmp_path / "d", many(), overwrite=True)
+    assert tree(tmp_path / "d") == taken_up
+
+
+def test_an_interrupted_run_is_taken_up_but_never_a_living_one(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[Question]:
+        yield from many()[:10]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "d", interrupted())
+
+    def another_meanwhile() -> Iterator[Question]:
+        yield from many()[:10]
+        write(tmp_path / "d", many()[:5])  # finds this one at work, and leaves it alone
+        yield from many()[10:]
+
+    with pytest.raises(UserError, match="--overwrite"):  # the other one was faster
+        write(tmp_path / "d", another_meanwhile())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
+    assert len(load_split(tmp_path / "d", "train")) == 5
 
 
 def test_two_pictures_of_one_name_are_a_readers_mistake(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_registered_scripts_are_in_the_repository() -> None:
-    assert {"visual7w", "shapes"} <= set(DATASETS)
-    assert (REPOSITORY / DATASETS["visual7w"].script).is_file()
+    assert {"visual7w", "shapes", "vmcbench", "scienceqa"} <= set(DATASETS)
+    assert all((REPOSITORY / source.script).is_file() for source in DATASETS.values())
     assert DATASETS["shapes"].command("data/shapes") == (
         "python data_prep/shapes.py --out data/shapes"
     )
@@ -57,7 +57,7 @@ def test_name_and_path(prepared: Path, here: Path, monkeypatch: pytest.MonkeyPat
 
 def test_unknown_name_lists_the_names() -> None:
     for name in ("visual8w", "", "no/such/path"):
-        with pytest.raises(UserError, match=r"known names \(.*shapes.*, visual7w\)"):
+        with pytest.raises(UserError, match=r"known names \(.*shapes.*, visual7w, vmcbench\)"):
             locate(name)
 
 
@@ -71,6 +71,9 @@ def test_missing_data_names_the_command(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VLMOE_DATA", "/mnt/disk")
     with pytest.raises(UserError, match="--out /mnt/disk/visual7w"):
         locate("visual7w")
+    for name, hub_id in (("vmcbench", "suyc21/VMCBench"), ("scienceqa", "derek-thomas/ScienceQA")):
+        with pytest.raises(UserError, match=f"python data_prep/{name}.py --source {hub_id} --out"):
+            locate(name)
 
 
 def test_what_is_not_a_prepared_dataset(here: Path) -> None:

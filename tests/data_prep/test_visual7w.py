@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,19 +18,12 @@ import pytest
 from PIL import Image
 
 from data_prep import command, visual7w
+from tests.tree import tree
 from tests.visual7w_source import write_json, write_source
 from vlmoe.data.dataset import load_split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JSON = "dataset_v7w_telling.json"
-
-
-def tree(folder: Path) -> dict[str, str]:
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-    }
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,17 +39,22 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run ``main``: exit code 2, one message, nothing left behind. Returns the message."""
+    """Run ``main``: one message, nothing left behind but the list. Returns the message."""
 
-    def check(*options: object, out: Path = tmp_path / "data" / "visual7w") -> str:
+    def check(*options: object, out: Path = tmp_path / "data" / "visual7w", code: int = 2) -> str:
         before = tree(tmp_path)
         argv = ["--source", str(tmp_path / "raw"), "--out", str(out), *map(str, options)]
         with pytest.raises(SystemExit) as ended:
             command.run(lambda: visual7w.main(argv))
-        assert ended.value.code == 2
+        assert ended.value.code == code
         told = capsys.readouterr().err
         assert told.count("error:") == 1
         assert "Traceback" not in told
+        if code == 1:  # too much was rejected: the list is what remains
+            (listed,) = (tmp_path / "data").iterdir()
+            assert listed.name == "visual7w.rejected.jsonl"
+            assert json.loads(listed.read_text().splitlines()[0])["reason"] in told
+            shutil.rmtree(tmp_path / "data")
         assert tree(tmp_path) == before
         assert not (tmp_path / "data").exists()
         return told.split("error: ")[1].strip()
@@ -198,7 +196,7 @@ def test_repeated_options_are_kept_in_place_and_counted(tmp_path: Path) -> None:
     second["multiple_choices"] = [second["answer"].upper(), "Two.", "Three."]
     write_json(tmp_path / "raw", content)
     manifest = visual7w.prepare(tmp_path / "raw", tmp_path / "out", max_rejected=0)
-    assert list(manifest["notes"].values()) == [2, 1]
+    assert list(manifest["notes"].values()) == [2, 1, 0, 0]
     (example,) = load_split(tmp_path / "out", "train")
     assert sorted(example.choices) == ["Red.", "Three.", "Two.", "two."]
     (example,) = load_split(tmp_path / "out", "validation")
@@ -248,7 +246,7 @@ def test_one_bad_question(
     content = write_source(tmp_path / "raw", images=2, questions=12, splits=("train",))
     content["images"][1]["qa_pairs"][5] |= change
     write_json(tmp_path / "raw", content)
-    told = fails()
+    told = fails(code=1)
     assert "1 of 24 questions (4.2%) cannot be used, more than --max-rejected 0.01" in told
     assert f"     1  {reason}" in told
     # Allowed, it is left out and listed; nothing else changes.
@@ -269,7 +267,7 @@ def test_a_missing_field_is_no_traceback(tmp_path: Path, fails: Callable[..., st
         if field in ("type", "image_id"):  # an accuracy without its categories is still one
             visual7w.prepare(tmp_path / "raw", tmp_path / "out", overwrite=True)
         else:
-            assert f"no {field}" in fails()
+            assert f"no {field}" in fails(code=1)
 
 
 def spoil(file: Path, how: str) -> None:
@@ -299,7 +297,7 @@ def spoil(file: Path, how: str) -> None:
 def test_a_bad_picture(tmp_path: Path, fails: Callable[..., str], how: str) -> None:
     content = write_source(tmp_path / "raw", images=8, questions=3, splits=("train",))
     spoil(tmp_path / "raw/images" / content["images"][2]["filename"], how)
-    told = fails()
+    told = fails(code=1)
     assert "3 of 24 questions (12.5%)" in told
     assert f"     3  {how}" in told
     assert f"  5007: {how} (v7w_103.jpg)" in told
@@ -314,7 +312,7 @@ def test_pillow_does_not_grumble_as_well(
 ) -> None:
     content = write_source(tmp_path / "raw", images=1, questions=1)
     spoil(tmp_path / "raw/images" / content["images"][0]["filename"], "bomb")
-    fails()
+    fails(code=1)
     assert [str(warning.message) for warning in recwarn if "pixels" in str(warning.message)] == []
 
 
@@ -326,7 +324,7 @@ def test_splits_names_and_files_of_an_image(tmp_path: Path, fails: Callable[...,
     third["filename"] = "../images/v7w_103.jpg"
     del fourth["filename"]
     write_json(tmp_path / "raw", content)
-    told = fails()
+    told = fails(code=1)
     for words in (
         "4 of 5 questions (80.0%)",
         "1  unknown split 'dev'",

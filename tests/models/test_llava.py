@@ -11,7 +11,7 @@ import torch
 from tests.models_for_tests import save_small_llava
 from vlmoe.errors import UserError
 from vlmoe.models import llava
-from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
+from vlmoe.models.llava import load_base, load_collator, resolve_device, resolve_dtype
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,15 @@ def test_dtype_and_device_names():
         resolve_device("cuda:99")
     with pytest.raises(UserError, match="unknown device"):
         resolve_device("abacus")
+
+
+def test_a_collator_without_the_weights(tmp_path, base):
+    directory = save_small_llava(tmp_path / "small")
+    whole = load_base(str(directory)).collator("pad")
+    (directory / "model.safetensors").unlink()
+    alone = load_collator(str(directory), "pad")
+    for name in ("image_tokens", "letter_ids", "max_length", "image_fit"):
+        assert getattr(alone, name) == getattr(whole, name)
+    assert alone.processor.tokenizer.get_vocab() == whole.processor.tokenizer.get_vocab()
+    with pytest.raises(UserError, match="no model directory"):
+        load_collator(str(tmp_path / "none" / "here"))

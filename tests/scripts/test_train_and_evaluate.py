@@ -181,6 +181,8 @@ def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory
     train(*small, "--dataset", tmp_path / "long", "--output", "run")
     (row,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
     assert row["id"] == str(content["images"][0]["qa_pairs"][0]["qa_id"])
+    assert row["dataset"] == "long"
+    assert row["reason"].startswith("more tokens than the model takes")
 
 
 def test_adapter_for_another_model(train, evaluate, small, tmp_path):

@@ -8,12 +8,23 @@ import sys
 
 import pytest
 
+from data_prep import scienceqa
+from tests.parquet_source import scienceqa_row, write_scienceqa
 from tests.scripts.conftest import SCRIPTS
 
 
 @pytest.mark.slow
-def test_same_losses_and_one_writer(small, train, tmp_path):
+@pytest.mark.parametrize("pictures", ["all", "some"])
+def test_same_losses_and_one_writer(small, train, tmp_path, pictures):
+    """Also where a process has no picture in a step that another one has some in."""
     flags = [*small, "--dropout", "0", "--device", "cpu", "--eval-steps", "0", "--grad-accum", "1"]
+    if pictures == "some":
+        rows = [scienceqa_row(i, image=None) for i in range(40)]
+        for row in rows[::5]:
+            row["image"] = scienceqa_row(1)["image"]
+        source = write_scienceqa(tmp_path / "raw", {"train": rows[:24], "test": rows[24:]})
+        scienceqa.prepare(str(source), tmp_path / "some")
+        flags += ["--dataset", str(tmp_path / "some")]
     train(*flags, "--output", "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = [*launch, str(SCRIPTS / "train_llava.py"), *flags, "--output", "two"]

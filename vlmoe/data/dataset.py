@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -167,6 +166,11 @@ class ExampleDataset(Sequence[Example]):
         """The category of every question, in order."""
         return self._column("category")
 
+    @cached_property
+    def answers(self) -> list[int]:
+        """The index of every right option, in order."""
+        return self._column("answer")
+
     def select(self, indices: Iterable[int]) -> ExampleDataset:
         """The examples at these indices, in this order; nothing is read or copied.
 
@@ -179,7 +183,7 @@ class ExampleDataset(Sequence[Example]):
     def _cell(self, column: str, index: int) -> Any:
         return self._table.column(column)[self._rows[index]].as_py()
 
-    def _column(self, name: str) -> list[str]:
+    def _column(self, name: str) -> list[Any]:
         values = self._table.column(name).to_pylist()
         return [values[row] for row in self._rows]
 
@@ -190,13 +194,6 @@ class ExampleDataset(Sequence[Example]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.directory, self.split, self._rows)
-
-
-def draw(examples: ExampleDataset, count: int, seed: int) -> ExampleDataset:
-    """``count`` of the examples, drawn by the seed and kept in order; all of them for 0."""
-    if count == 0 or count >= len(examples):
-        return examples
-    return examples.select(sorted(random.Random(seed).sample(range(len(examples)), count)))
 
 
 def _reopen(directory: Path, split: str, rows: Sequence[int]) -> ExampleDataset:

@@ -27,6 +27,7 @@ class Example:
         choices: at least two, in the order in which they are shown (A, B, ...).
         answer: index into ``choices``, or ``UNLABELLED``.
         category: what accuracy is broken down by.
+        dataset: the name of the dataset it came from, where there may be several.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Example:
     choices: tuple[str, ...]
     answer: int
     category: str = ""
+    dataset: str = ""
 
     @property
     def letter(self) -> str:

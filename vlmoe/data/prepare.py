@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from vlmoe.data.dataset import DICTIONARY, FORMAT, IMAGES, MANIFEST, REJECTED
 from vlmoe.data.example import UNLABELLED, fault
-from vlmoe.data.image import ImageError, load_rgb, read_picture
+from vlmoe.data.pictures import Picture, PictureStore
 from vlmoe.data.replace import replacing
 from vlmoe.errors import UserError
+from vlmoe.files import write_text
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the source: the file name it is stored under, and its file or bytes.
-
-    Records that share a picture give the same name and the same source.
-    """
-
-    name: str
-    source: Path | bytes
+ALL_SPLITS = (*SPLITS, "unlabelled")
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,34 @@ class Rejected:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """One record that is fine but not wanted, such as a turn of a conversation without options.
+
+    Attributes:
+        reason: the same words for every record left out for this; they are counted.
+    """
+
+    reason: str
+
+
+Record = Question | Rejected | LeftOut
+
+
+class TooManyRejected(UserError):
+    """More of a source is unusable than was allowed: exit code 1, and a list of them is kept."""
+
+    exit_code = 1
+
+
+class Writing(TypedDict, total=False):
+    """How a dataset is written, whatever it is made of; see ``write_dataset``."""
+
+    max_rejected: float
+    overwrite: bool
+    workers: int | None
+
+
 def option_order(seed: int, record_id: str, count: int) -> list[int]:
     """A random order of ``count`` options that depends on the seed and the record alone.
 
@@ -81,89 +98,134 @@ def option_order(seed: int, record_id: str, count: int) -> list[int]:
 
 def write_dataset(
     out: str | Path,
-    records: Iterable[Question | Rejected],
+    records: Iterable[Record],
     *,
     source: str,
     tool: str,
     seed: int | None = None,
+    about: Mapping[str, Any] | None = None,
+    total: int | None = None,
     max_rejected: float = 0.01,
     overwrite: bool = False,
-    splits: Sequence[str] = SPLITS,
+    workers: int | None = None,
+    splits: Sequence[str] = ALL_SPLITS,
 ) -> dict[str, Any]:
     """Check every record and picture and write the prepared dataset, all of it or nothing.
 
     The folder is built beside ``out`` under a hidden name and renamed at the end. The same
-    records written to the same place give the same bytes.
+    records written to the same place give the same bytes, with any number of workers. A run
+    that was interrupted leaves the hidden folder, and the next one uses its checked pictures.
 
     Args:
         out: the folder to make.
-        records: all splits, in the order to be kept.
+        records: all splits, in the order to be kept; read once, as it comes.
         source, tool, seed: noted in the manifest.
+        about: what else the manifest should say of the source.
+        total: records there are, for the progress bar.
         max_rejected: largest share of records that may be unusable, from 0 to 1.
         overwrite: replace ``out`` where it holds a prepared dataset.
+        workers: pictures checked at a time; None: one for each core.
         splits: the names that a record's split may have.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: ``out`` is taken or cannot be written, more than ``max_rejected`` of the
-            records are unusable, or none is usable.
+        TooManyRejected: more than ``max_rejected`` of the records are unusable, or all of them
+            are. What is at ``out`` stays as it was; the unusable ones are listed in
+            ``OUT.rejected.jsonl`` beside it.
+        UserError: ``out`` is taken or cannot be written, or the source holds no records.
     """
     if not 0 <= max_rejected <= 1:
         raise UserError(f"--max-rejected is a share from 0 to 1, not {max_rejected}")
     # The final place, links resolved: the picture column holds paths into it.
     out = Path(out).resolve()
-    with replacing(out, overwrite) as folder:
-        checked = _check_records(records, splits)
-        checked = _store_pictures(checked, folder / IMAGES)
-        rejected = [record for record in checked if isinstance(record, Rejected)]
-        questions = [record for record in checked if isinstance(record, Question)]
-        _refuse_too_many(rejected, len(checked), max_rejected, source)
-        present = [split for split in splits if any(q.split == split for q in questions)]
-        for split in present:
-            rows = [_row(q, out) for q in questions if q.split == split]
-            _write_split(folder / split, rows)
-        (folder / DICTIONARY).write_text(json.dumps({"splits": present}))
-        manifest = {
-            "format": FORMAT,
-            "tool": tool,
-            "version": version("vlmoe"),
-            "source": source,
-            "seed": seed,
-            "splits": {split: _counts(questions, split) for split in present},
-            "rejected": {
-                "total": len(rejected),
-                "by_reason": dict(Counter(r.reason for r in rejected).most_common()),
-                "by_split": dict(Counter(r.split for r in rejected)),
-            },
-            "notes": _notes(questions),
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        lines = [json.dumps(vars(record)) + "\n" for record in rejected]
-        (folder / REJECTED).write_text("".join(lines))
+    rejected: list[Rejected] = []
+    try:
+        with replacing(out, overwrite) as folder:
+            questions, rejected, left_out = _sort(
+                records, splits, folder / IMAGES, total=total, workers=workers
+            )
+            _refuse_too_many(questions, rejected, max_rejected, source, rejected_list(out))
+            present = [split for split in splits if any(q.split == split for q in questions)]
+            for split in present:
+                rows = [_row(q, out) for q in questions if q.split == split]
+                _write_split(folder / split, rows)
+            (folder / DICTIONARY).write_text(json.dumps({"splits": present}))
+            manifest = {
+                "format": FORMAT,
+                "tool": tool,
+                "version": version("vlmoe"),
+                "source": source,
+                "seed": seed,
+                **(about or {}),
+                "splits": {split: _counts(questions, split) for split in present},
+                "rejected": {
+                    "total": len(rejected),
+                    "by_reason": dict(Counter(r.reason for r in rejected).most_common()),
+                    "by_split": dict(Counter(r.split for r in rejected)),
+                },
+                "left_out": dict(left_out),
+                "notes": _notes(questions),
+            }
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            (folder / REJECTED).write_text(_lines(rejected))
+    except TooManyRejected:
+        rejected_list(out).parent.mkdir(parents=True, exist_ok=True)
+        write_text(rejected_list(out), _lines(rejected))
+        raise
+    rejected_list(out).unlink(missing_ok=True)
     return manifest
+
+
+def rejected_list(out: Path) -> Path:
+    """Where the unusable records of a dataset are listed that was not written for them."""
+    return out.with_name(f"{out.name}.{REJECTED}")
 
 
 # --- checking -------------------------------------------------------------------------------
 
 
-def _check_records(
-    records: Iterable[Question | Rejected], splits: Sequence[str]
-) -> list[Question | Rejected]:
-    """Everything that can be said without opening a picture, in the records' order."""
+def _sort(
+    records: Iterable[Record],
+    splits: Sequence[str],
+    images: Path,
+    *,
+    total: int | None,
+    workers: int | None,
+) -> tuple[list[Question], list[Rejected], Counter[str]]:
+    """Which records can be used, in their order; their pictures are stored in ``images``."""
+    from tqdm import tqdm
+
     seen: set[str] = set()
     checked: list[Question | Rejected] = []
-    for record in records:
-        if isinstance(record, Question):
-            reason = "id met before" if record.id in seen else _record_fault(record, splits)
+    left_out: Counter[str] = Counter()
+    with PictureStore(images, workers) as pictures:
+        for record in tqdm(records, total=total, desc="prepare", unit=" questions", disable=None):
+            if isinstance(record, LeftOut):
+                left_out[record.reason] += 1
+                continue
+            if isinstance(record, Question):
+                reason = "id met before" if record.id in seen else _record_fault(record, splits)
+                if reason:
+                    record = Rejected(record.id, record.split, reason)
+                elif record.picture is not None:
+                    pictures.add(record.picture)
+                    record = replace(record, picture=record.picture.stored())
             seen.add(record.id)
-            if reason:
-                record = Rejected(record.id, record.split, reason)
-        else:
-            seen.add(record.id)
-        checked.append(record)
-    return checked
+            checked.append(record)
+
+        def judge(record: Question | Rejected) -> Question | Rejected:
+            if isinstance(record, Rejected) or record.picture is None:
+                return record
+            name = record.picture.name
+            reason = pictures.fault(name)
+            return Rejected(record.id, record.split, reason, name) if reason else record
+
+        checked = [judge(record) for record in checked]
+        pictures.sweep()
+    questions = [record for record in checked if isinstance(record, Question)]
+    return questions, [record for record in checked if isinstance(record, Rejected)], left_out
 
 
 def _record_fault(record: Question, splits: Sequence[str]) -> str | None:
@@ -182,75 +244,38 @@ def _record_fault(record: Question, splits: Sequence[str]) -> str | None:
 
 
 def _refuse_too_many(
-    rejected: Sequence[Rejected], total: int, max_rejected: float, source: str
+    questions: Sequence[Question],
+    rejected: Sequence[Rejected],
+    max_rejected: float,
+    source: str,
+    listed: Path,
 ) -> None:
+    total = len(questions) + len(rejected)
     if total == 0:
         raise UserError(f"{source} holds no questions; nothing was written")
     share = len(rejected) / total
-    if share <= max_rejected and len(rejected) < total:
+    if share <= max_rejected and questions:
         return
     told = f"{len(rejected)} of {total} questions ({share:.1%}) cannot be used"
     if share > max_rejected:
         told += f", more than --max-rejected {max_rejected:g} allows"
     counts = Counter(record.reason for record in rejected).most_common()
     lines = [
-        f"{source}: {told}; nothing was written",
+        f"{source}: {told}; the dataset is not written",
         *(f"  {count:6d}  {reason}" for reason, count in counts),
         "the first of them:",
         *(f"  {_line(record)}" for record in rejected[:5]),
+        f"all are listed in {listed}",
     ]
-    raise UserError("\n".join(lines))
+    raise TooManyRejected("\n".join(lines))
 
 
 def _line(record: Rejected) -> str:
     return f"{record.id}: {record.reason}" + (f" ({record.detail})" if record.detail else "")
 
 
-# --- pictures -------------------------------------------------------------------------------
-
-
-def _store_pictures(records: list[Question | Rejected], folder: Path) -> list[Question | Rejected]:
-    """Check and copy each picture once; a question about an unusable one becomes rejected.
-
-    A copy, not a hard link: editing the source in place must not change what was prepared,
-    and so the stored bytes are the very bytes that were checked.
-    """
-    from tqdm import tqdm
-
-    pictures: dict[str, Picture] = {}
-    for record in records:
-        if isinstance(record, Question) and record.picture is not None:
-            first = pictures.setdefault(record.picture.name, record.picture)
-            if first.source != record.picture.source:
-                raise ValueError(f"two pictures want the name {first.name!r}")
-    folder.mkdir()
-    # Threads: Pillow decodes without holding the interpreter's lock, and a process would
-    # have to be handed the bytes. On 2 cores the 3,400 files of a test set take 1 s.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        faults = pool.map(lambda picture: _store(picture, folder), pictures.values())
-        bar = tqdm(faults, total=len(pictures), desc="pictures", unit="", disable=None)
-        reasons = dict(zip(pictures, bar, strict=True))
-
-    def judge(record: Question | Rejected) -> Question | Rejected:
-        if isinstance(record, Rejected) or record.picture is None:
-            return record
-        reason = reasons[record.picture.name]
-        return Rejected(record.id, record.split, reason, record.picture.name) if reason else record
-
-    return [judge(record) for record in records]
-
-
-def _store(picture: Picture, folder: Path) -> str | None:
-    """Copy one picture into ``folder``, or the reason why it cannot be used."""
-    try:
-        data = picture.source
-        if isinstance(data, Path):
-            data = read_picture(data)
-        load_rgb(data)
-    except ImageError as error:
-        return error.reason
-    (folder / picture.name).write_bytes(data)
-    return None
+def _lines(rejected: Sequence[Rejected]) -> str:
+    return "".join(json.dumps(vars(record)) + "\n" for record in rejected)
 
 
 # --- what is written ------------------------------------------------------------------------
@@ -322,13 +347,20 @@ def _counts(questions: Sequence[Question], split: str) -> dict[str, Any]:
 
 def _notes(questions: Sequence[Question]) -> dict[str, int]:
     """What was kept as it came, but a reader of an accuracy should know."""
-    repeated = answer_repeated = 0
+    repeated = answer_repeated = unlabelled = 0
+    places: dict[str, set[str]] = {}
     for question in questions:
         plain = [choice.strip().casefold() for choice in question.choices]
         repeated += len(set(plain)) < len(plain)
         if question.answer != UNLABELLED:
             answer_repeated += plain.count(plain[question.answer]) > 1
+        else:
+            unlabelled += 1
+        if question.picture is not None:
+            places.setdefault(question.picture.name, set()).add(question.split)
     return {
         "questions with repeated options": repeated,
         "questions where a wrong option repeats the right one": answer_repeated,
+        "questions without an answer": unlabelled,
+        "pictures in more than one split": sum(len(splits) > 1 for splits in places.values()),
     }

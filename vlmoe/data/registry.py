@@ -35,8 +35,10 @@ class Source:
 
 
 DATASETS: dict[str, Source] = {
+    "scienceqa": Source("data_prep/scienceqa.py", "--source derek-thomas/ScienceQA"),
     "shapes": Source("data_prep/shapes.py", automatic=True),
     "visual7w": Source("data_prep/visual7w.py", "--source RAW_DIR"),
+    "vmcbench": Source("data_prep/vmcbench.py", "--source suyc21/VMCBench"),
 }
 
 
@@ -71,6 +73,30 @@ def locate(name_or_path: str | Path) -> Path:
     raise UserError(
         f"no dataset {name!r}: it is none of the known names ({names}) nor a folder that exists"
     )
+
+
+def names_of(datasets: str) -> list[str]:
+    """The names or paths in ``A+B``; a path that exists may hold a plus sign of its own."""
+    return [datasets] if Path(datasets).exists() else datasets.split("+")
+
+
+def label(datasets: str) -> str:
+    """``A+B`` in short, for the name of a folder: paths by their last part."""
+    return "+".join(Path(name).name for name in names_of(datasets))
+
+
+def locate_all(datasets: str) -> dict[str, Path]:
+    """The folders of the datasets in ``A+B``, each under the name it is reported by.
+
+    Raises:
+        UserError: as ``locate``, or a dataset is named twice.
+    """
+    names = names_of(datasets)
+    folders = [locate(name) for name in names]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"{datasets} names a dataset twice")
+    short = [Path(name).name for name in names]
+    return dict(zip(short if len(set(short)) == len(short) else names, folders, strict=True))
 
 
 def _is_bare(name: str) -> bool:

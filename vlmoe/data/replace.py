@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vlmoe.data.dataset import DICTIONARY, IMAGES, MANIFEST, REJECTED
 from vlmoe.errors import UserError
-from vlmoe.files import new_directory
+from vlmoe.files import new_directory, unfinished
 
 
 @contextmanager
 def replacing(out: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder that takes the place of ``out`` if the block ends well, else vanishes.
 
-    It lies beside ``out`` under a hidden name, so that the last step is a rename.
+    It lies beside ``out`` under a hidden name, so that the last step is a rename. If the process
+    is interrupted or killed it stays there, and the next one for the same ``out`` begins with
+    its pictures.
 
     Raises:
         UserError: ``out`` holds a prepared dataset and ``overwrite`` is off, ``out`` holds
@@ -26,7 +31,13 @@ def replacing(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         _refuse_taken(out, overwrite)
         made = [parent for parent in out.parents if not parent.exists()]
-        with new_directory(out) as building:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            with _hold(out.parent, wait=True) as alone:
+                building = stack.enter_context(new_directory(out, keep=(KeyboardInterrupt,)))
+                stack.enter_context(_hold(building))
+                if alone:
+                    _take_over(out, building)
             yield building
             _refuse_taken(out, overwrite)  # it may have appeared meanwhile
     except BaseException as error:
@@ -34,6 +45,38 @@ def replacing(out: Path, overwrite: bool) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise UserError(f"cannot write {out}: {error}") from error
         raise
+
+
+@contextmanager
+def _hold(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a folder against other processes, as long as this one lives.
+
+    Yields:
+        Whether it is ours: not if another process holds it, or the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            ours = True
+        except OSError:
+            ours = False
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
+def _take_over(out: Path, building: Path) -> None:
+    """Move the checked pictures of dead runs into ``building``, and clear the rest away."""
+    for leftover in unfinished(out):
+        if leftover == building:
+            continue
+        with _hold(leftover) as dead:
+            if not dead:
+                continue
+            if (leftover / IMAGES).is_dir() and not (building / IMAGES).exists():
+                (leftover / IMAGES).rename(building / IMAGES)
+            shutil.rmtree(leftover)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmoe.data.example import Example
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.files import write_json, write_jsonl
 from vlmoe.predict import Prediction
 
+METRICS = "metrics.json"
+SUBMISSION = "submission.jsonl"
 Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 
@@ -39,9 +42,10 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
     Returns:
         ``accuracy``, ``n``, ``ci95`` (Wilson), ``chance`` (of random picks), with rotations also
         ``accuracy_circular``, ``ci95_circular`` and ``chance_circular``; ``by_category`` (the
-        same for each); ``by_group`` if there are groups: of each ``over_samples`` (the same, every
-        question weighs the same) and ``over_categories`` (accuracies, every category weighs the
-        same); and ``unparsed``, the number of answers that name no option.
+        same for each); ``by_dataset`` likewise, if the questions come from several; ``by_group``
+        if there are groups: of each ``over_samples`` (the same, every question weighs the same)
+        and ``over_categories`` (accuracies, every category weighs the same); and ``unparsed``, the
+        number of answers that name no option.
 
     Raises:
         ValueError: no question has an answer.
@@ -49,16 +53,14 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
     labelled = [item for item in scored if item.correct is not None]
     if not labelled:
         raise ValueError("no question has an answer to compare with")
-    categories = sorted({item.example.category for item in labelled})
-    by_category = {
-        category: _summary([item for item in labelled if item.example.category == category])
-        for category in categories
-    }
     numbers = {
         **_summary(labelled),
-        "by_category": by_category,
+        "by_category": _by(labelled, lambda example: example.category),
         "unparsed": sum(item.prediction.choice is None for item in labelled),
     }
+    by_dataset = _by(labelled, lambda example: example.dataset)
+    if len(by_dataset) > 1:
+        numbers["by_dataset"] = by_dataset
     in_group: dict[str, list[Scored]] = {}
     for item in labelled:
         if group := (groups or {}).get(item.example.category):
@@ -66,6 +68,13 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
     if in_group:
         numbers["by_group"] = {group: _group(items) for group, items in sorted(in_group.items())}
     return numbers
+
+
+def _by(scored: Sequence[Scored], key: Callable[[Example], str]) -> dict[str, Any]:
+    parts: dict[str, list[Scored]] = {}
+    for item in scored:
+        parts.setdefault(key(item.example), []).append(item)
+    return {name: _summary(parts[name]) for name in sorted(parts)}
 
 
 def _summary(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -124,9 +133,9 @@ def circular_line(numbers: dict[str, Any]) -> str:
 def table(columns: Mapping[str, dict[str, Any]]) -> str:
     """Accuracies side by side, with their intervals.
 
-    Rows are all questions, each group both ways, and each category; a last one counts the answers
-    that name no option, if there are any. A scored model has one column, two if it was asked in
-    rotations.
+    Rows are all questions, each dataset if there are several, each group both ways, and each
+    category; a last one counts the answers that name no option, if there are any. A scored model
+    has one column, two if it was asked in rotations.
     """
     models = list(columns.values())
     first = models[0]
@@ -135,10 +144,11 @@ def table(columns: Mapping[str, dict[str, Any]]) -> str:
         for way in ("over_samples", "over_categories"):
             label = f"{group}, {way.replace('_', ' ')}"
             rows.append(_row(label, [numbers["by_group"][group][way] for numbers in models]))
-    rows += [
-        _row(category, [numbers["by_category"][category] for numbers in models])
-        for category in first["by_category"]
-    ]
+    for breakdown in ("by_dataset", "by_category"):
+        rows += [
+            _row(name, [numbers[breakdown][name] for numbers in models])
+            for name in first.get(breakdown, ())
+        ]
     if any(numbers["unparsed"] for numbers in models):
         counts = [
             [str(numbers["unparsed"]), *([""] if "accuracy_circular" in numbers else [])]
@@ -195,6 +205,7 @@ def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
     return [
         {
             "id": item.example.id,
+            **({"dataset": item.example.dataset} if item.example.dataset else {}),
             "category": item.example.category,
             "question": item.example.question,
             "choices": list(item.example.choices),
@@ -222,8 +233,34 @@ def _rotations(item: Scored) -> dict[str, Any]:
     return {"rotations": list(item.rotations), "correct_circular": item.correct_circular}
 
 
-def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any]) -> None:
-    """Write ``metrics.json`` and ``predictions.jsonl`` into ``directory``."""
+def submission_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
+    """What ``submission.jsonl`` holds: a letter for each question whose answer is not known.
+
+    It is null where the model's words named no option.
+    """
+    return [
+        {
+            "id": item.example.id,
+            "prediction": None if item.prediction.choice is None else item.prediction.letter,
+        }
+        for item in scored
+        if item.correct is None
+    ]
+
+
+def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any] | None) -> None:
+    """Write ``predictions.jsonl``, and ``metrics.json`` or ``submission.jsonl`` or both.
+
+    Args:
+        directory: made if need be; what an earlier report left there is replaced.
+        scored: the questions.
+        numbers: of the labelled ones; None if none is labelled.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, SUBMISSION):
+        (directory / name).unlink(missing_ok=True)
     write_jsonl(directory / "predictions.jsonl", prediction_rows(scored))
-    write_json(directory / "metrics.json", numbers)
+    if numbers is not None:
+        write_json(directory / METRICS, numbers)
+    if open_ones := submission_rows(scored):
+        write_jsonl(directory / SUBMISSION, open_ones)

@@ -67,18 +67,12 @@ class Base:
             UserError: there is no such prompt style, or the tokenizer has no single tokens for
                 letters where that style has them.
         """
-        if prompt not in PROMPTS:
-            raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
-        style = PROMPTS[prompt]
-        answer = answer_tokens(self.processor.tokenizer, style)
-        return Collator(
-            self.processor, self.image_tokens, answer, self.max_length, image_fit, style
-        )
+        return _collator(self.processor, self.image_tokens, self.max_length, image_fit, prompt)
 
     @property
     def max_length(self) -> int:
         """Longest sequence the language model has positions for."""
-        return self.model.config.get_text_config().max_position_embeddings
+        return _max_length(self.model.config)
 
 
 def load_base(
@@ -114,12 +108,7 @@ def load_base(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source)
-        if not isinstance(config, LlavaConfig):
-            raise UserError(
-                f"{name} is a {config.model_type!r} model, not LLaVA: vlmoe adapts models of "
-                f"type 'llava', such as {DEFAULT_MODEL}"
-            )
+        config = _load_config(name, source)
         processor = _load_processor(source, config)
         options: dict[str, Any] = {"dtype": torch_dtype}
         if quantize != "none":
@@ -147,6 +136,33 @@ def load_base(
     _check_processor(processor, config, count)
     letters = answer_tokens(processor.tokenizer, LLAVA).letters
     return Base(model, processor, name, count, letters)
+
+
+def load_collator(name: str, image_fit: str = "crop", prompt: str = LLAVA.name) -> Collator:
+    """What makes batches for a model, without its weights.
+
+    Raises:
+        UserError: as ``load_base``, as far as config, tokenizer and processor are concerned.
+    """
+    source = _source(name)
+    try:
+        config = _load_config(name, source)
+        processor = _load_processor(source, config)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(_cannot_load(name, error)) from error
+    count = image_token_count(config)
+    _check_processor(processor, config, count)
+    return _collator(processor, count, _max_length(config), image_fit, prompt)
+
+
+def _collator(
+    processor: LlavaProcessor, image_tokens: int, max_length: int, image_fit: str, prompt: str
+) -> Collator:
+    if prompt not in PROMPTS:
+        raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
+    style = PROMPTS[prompt]
+    answer = answer_tokens(processor.tokenizer, style)
+    return Collator(processor, image_tokens, answer, max_length, image_fit, style)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -181,6 +197,20 @@ def image_token_count(config: LlavaConfig) -> int:
     vision = _vision(config)
     side = vision.image_size // vision.patch_size
     return side * side + (config.vision_feature_select_strategy == "full")
+
+
+def _load_config(name: str, source: str) -> LlavaConfig:
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, LlavaConfig):
+        raise UserError(
+            f"{name} is a {config.model_type!r} model, not LLaVA: vlmoe adapts models of "
+            f"type 'llava', such as {DEFAULT_MODEL}"
+        )
+    return config
+
+
+def _max_length(config: LlavaConfig) -> int:
+    return config.get_text_config().max_position_embeddings
 
 
 def _vision(config: LlavaConfig) -> Any:

@@ -6,16 +6,25 @@ resumed run finds its place by counting steps.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
+from vlmoe.data.mixture import Mixture, shares
+
+T = TypeVar("T")
+_END: Any = object()
 
 
 class StepOrder:
@@ -33,15 +42,77 @@ class StepOrder:
 
     def step(self, step: int) -> list[int]:
         """Indices of the questions of a step (0-based)."""
-        first = step * self.batch_size
-        return [
-            self._epoch(at // self.count)[at % self.count]
-            for at in range(first, first + self.batch_size)
-        ]
+        return self.take(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def take(self, first: int, end: int) -> list[int]:
+        """Indices of the questions from one place of the endless sequence to another."""
+        return [self._epoch(at // self.count)[at % self.count] for at in range(first, end)]
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.count, generator=generator).tolist()
+
+
+class MixedOrder:
+    """Steps that take from several datasets in given shares; each is gone through by itself.
+
+    Question by question a step takes from the dataset that is furthest behind its share, so after
+    any number of steps each is within a question of it, and exact where the shares come out even.
+
+    Args:
+        counts: questions of each dataset; indices run through all of them.
+        shares: of each dataset in a step, see ``mixture.shares``.
+        batch_size: questions in a step.
+        seed: of every dataset's order and of the order inside a step.
+    """
+
+    def __init__(
+        self, counts: Sequence[int], shares: Sequence[Fraction], batch_size: int, seed: int
+    ):
+        self.batch_size, self.seed = batch_size, seed
+        self._parts = [
+            StepOrder(count, batch_size, _seed_of_part(seed, at)) for at, count in enumerate(counts)
+        ]
+        self._offsets = [0, *accumulate(counts)]
+        self._whole = math.lcm(*(share.denominator for share in shares))
+        self._weights = [int(share * self._whole) for share in shares]
+        self._taken = [[0] * len(counts)]  # of each dataset, before each step so far
+
+    def step(self, step: int) -> list[int]:
+        """Indices of the questions of a step (0-based)."""
+        while len(self._taken) < step + 2:
+            self._plan_next()
+        ranges = zip(
+            self._parts, self._offsets, self._taken[step], self._taken[step + 1], strict=False
+        )
+        chosen = [
+            offset + index for part, offset, first, end in ranges for index in part.take(first, end)
+        ]
+        # Mixed, so that every piece of a step holds some of each.
+        generator = torch.Generator().manual_seed(_seed_of_part(self.seed, -1) + step)
+        return [chosen[at] for at in torch.randperm(len(chosen), generator=generator)]
+
+    def _plan_next(self) -> None:
+        taken = list(self._taken[-1])
+        due = [len(self._taken) * self.batch_size * weight for weight in self._weights]
+        for _ in range(self.batch_size):
+            behind = [goal - self._whole * had for goal, had in zip(due, taken, strict=True)]
+            taken[behind.index(max(behind))] += 1
+        self._taken.append(taken)
+
+
+def _seed_of_part(seed: int, part: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{part}".encode()).digest()
+    return int.from_bytes(digest[:5], "big")
+
+
+def make_order(
+    examples: Sequence[Example], mix: str, batch_size: int, seed: int
+) -> StepOrder | MixedOrder:
+    """The order for one dataset, or for a mixture of several. Raises ``UserError`` on ``mix``."""
+    if isinstance(examples, Mixture) and len(examples.parts) > 1:
+        return MixedOrder(examples.sizes, shares(mix, examples.sizes), batch_size, seed)
+    return StepOrder(len(examples), batch_size, seed)
 
 
 def split(items: Sequence[int], parts: int) -> list[list[int]]:
@@ -54,7 +125,7 @@ def split(items: Sequence[int], parts: int) -> list[list[int]]:
 def pieces(
     examples: Sequence[Example],
     collator: Collator,
-    order: StepOrder,
+    order: StepOrder | MixedOrder,
     steps: range,
     *,
     grad_accum: int,
@@ -63,6 +134,8 @@ def pieces(
     workers: int = 0,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches with answers: ``grad_accum`` of them for each step, this rank's share.
+
+    They are made ahead of the model, by a thread or by ``workers`` processes.
 
     The step's questions are cut into ``grad_accum * world`` runs of which every rank takes
     every ``world``-th, so the union over ranks and pieces is the same step whatever both are.
@@ -79,7 +152,33 @@ def pieces(
         num_workers=workers,
         generator=torch.Generator(),  # else it draws from the generator that dropout uses
     )
-    return iter(loader)
+    # Worker processes are ahead of the model by themselves.
+    return iter(loader) if workers else ahead(iter(loader), grad_accum)
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The same items in the same order, made by a thread while the last ones are in use.
+
+    A thread is enough: decoding, resizing and tokenizing let go of the interpreter's lock. What
+    the source raises is raised in its item's place.
+
+    Args:
+        items: the source; nobody else may take from it.
+        count: items ready beforehand; when this returns, the first ones are.
+    """
+    pool = ThreadPoolExecutor(1)
+    ready = deque(pool.submit(next, items, _END) for _ in range(count))
+    wait(ready)
+
+    def hand_out() -> Iterator[T]:
+        try:
+            while (item := ready.popleft().result()) is not _END:
+                ready.append(pool.submit(next, items, _END))
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return hand_out()
 
 
 def total_steps(

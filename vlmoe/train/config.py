@@ -21,7 +21,9 @@ import yaml
 
 from vlmoe.adapter.config import GATE_RESCALES, INITS
 from vlmoe.data.collator import IMAGE_FITS
+from vlmoe.data.mixture import PROPORTIONAL, shares
 from vlmoe.data.prompt import PROMPTS
+from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
 from vlmoe.optim.precondition import DAMPING_MODES
@@ -55,7 +57,11 @@ class TrainConfig:
     """
 
     dataset: str = "visual7w"
-    """name (visual7w, shapes, ...), looked up as data/NAME, or the path of a prepared dataset"""
+    """name (visual7w, shapes, ...), looked up as data/NAME, or the path of a prepared dataset;
+    several joined by + are trained on together"""
+    mix: str = PROPORTIONAL
+    """shares of several datasets in each step: proportional to their sizes, equal, or numbers such
+    as 0.3,0.7"""
     model: str = DEFAULT_MODEL
     """hub id or path of a LLaVA-1.5 model, or `tiny`, the built-in base"""
     output: str | None = None
@@ -145,8 +151,8 @@ class TrainConfig:
     @property
     def run_directory(self) -> Path:
         """Where the run is written."""
-        name = Path(self.dataset).name
-        return Path(self.output) if self.output else Path("runs") / f"{name}-{self.optim}"
+        name = f"{label(self.dataset)}-{self.optim}"
+        return Path(self.output) if self.output else Path("runs") / name
 
     @property
     def pieces(self) -> int:
@@ -361,6 +367,10 @@ def _range_faults(config: TrainConfig):
             f"grad_accum {config.grad_accum} is above batch_size {config.batch_size}: "
             "a step cannot have more pieces than questions"
         )
+    try:
+        shares(config.mix, [1] * len(names_of(config.dataset)))
+    except UserError as error:
+        yield str(error)
     if config.max_steps is not None and config.epochs is not None:
         yield "give max_steps or epochs, not both"
 

@@ -4,7 +4,7 @@ config.yaml  log.jsonl  curves.png  metrics.json  predictions.jsonl  README.md
 router.json  router.png  how tokens were spread over the experts in the last logged step
 adapter/             the finished adapter, PEFT format
 checkpoints/step-N/  see vlmoe.train.checkpoint
-skipped.jsonl        training questions that are too long for the model, if there are any
+skipped.jsonl        training questions that cannot be trained on and why, if there are any
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class RunDirectory:
     def log(self) -> Path:
         return self.path / "log.jsonl"
 
-    def start(self, config: TrainConfig, skipped: Sequence[str]) -> None:
-        """Make the directory, with the settings and the questions that cannot be used."""
+    def start(self, config: TrainConfig, skipped: Sequence[dict[str, str]]) -> None:
+        """Make the directory, with the settings and the questions that cannot be trained on."""
         if not self.writes:
             return
         try:
@@ -65,8 +65,7 @@ class RunDirectory:
             raise UserError(f"cannot make {self.path}: {error.strerror}") from error
         write_text(self.path / CONFIG_FILE, to_yaml(config))
         if skipped:
-            rows = [{"id": name, "reason": "too long for the model"} for name in skipped]
-            write_jsonl(self.path / "skipped.jsonl", rows)
+            write_jsonl(self.path / "skipped.jsonl", skipped)
 
     def save_checkpoint(self, step: int, run: Run, base_name: str) -> None:
         """Write ``checkpoints/step-N``."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -24,7 +24,7 @@ from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.optim.recipe import clip_gates
 from vlmoe.train.balance import piece_weights
-from vlmoe.train.batches import StepOrder, pieces
+from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.tracking import Log
 
@@ -80,10 +80,14 @@ def train(
         UserError: the loss is no longer a number.
     """
     config, accelerator = run.config, run.accelerator
-    model, optimizer = accelerator.prepare(run.model, run.optimizer)
+    # Not wrapped for several processes, see `sum_over_processes`.
+    model = accelerator.prepare_model(run.model, evaluation_mode=True)
+    optimizer = accelerator.prepare(run.optimizer)
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    start_alike(trained)
     accum, world = config.pieces, accelerator.num_processes
     add_up = partial(accelerator.reduce, reduction="sum")
-    order = StepOrder(len(examples), config.batch_size, config.seed)
+    order = make_order(examples, config.mix, config.batch_size, config.seed)
     batches = pieces(
         examples,
         run.collator,
@@ -115,22 +119,19 @@ def train(
         weights = piece_weights(parts, run.routing.towers, add_up) if config.balance_loss else None
         loss, balance = torch.zeros(2, device=accelerator.device)
         for at, part in enumerate(parts):
-            last = at == accum - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                watched = run.routing.record(
-                    part["attention_mask"], enabled=logged or bool(weights)
-                )
-                with watched as routing:
-                    part_loss = answer_loss(model, part, len(run.collator.answer)) / answers
-                total = part_loss
-                if weights:
-                    part_balance = routing.balance_loss(weights[at])
-                    balance += part_balance.detach()
-                    total = part_loss + config.balance_loss * part_balance
-                accelerator.backward(total * world)  # ranks are averaged, we want their sum
+            watched = run.routing.record(part["attention_mask"], enabled=logged or bool(weights))
+            with watched as routing:
+                part_loss = answer_loss(model, part, len(run.collator.answer)) / answers
+            total = part_loss
+            if weights:
+                part_balance = routing.balance_loss(weights[at])
+                balance += part_balance.detach()
+                total = part_loss + config.balance_loss * part_balance
+            accelerator.backward(total)
             loss += part_loss.detach()
             if logged:
                 run.routing.count(routing)
+        sum_over_processes(trained, accelerator)
 
         if not checked and any("pixel_values" in part for part in parts):
             check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
@@ -176,6 +177,28 @@ def train(
             save(step)
             clock.reset()
     bar.close()
+
+
+def start_alike(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give every process the first one's values; the seed alone should have done it."""
+    for parameter in parameters:
+        parameter.data.copy_(broadcast(parameter.data))
+
+
+def sum_over_processes(parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> None:
+    """Add up each gradient over the processes; one that none of them has stays absent.
+
+    By hand, because torch's DistributedDataParallel expects every process to use every parameter
+    in every step, and questions without a picture do not use the vision tower.
+    """
+    if accelerator.num_processes == 1:
+        return
+    present = torch.tensor([float(p.grad is not None) for p in parameters])
+    counts = accelerator.reduce(present.to(accelerator.device), "sum").tolist()
+    for parameter, count in zip(parameters, counts, strict=True):
+        if count:
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(mine.detach(), "sum")
 
 
 def answer_loss(

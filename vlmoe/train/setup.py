@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,9 @@ from peft import PeftModel, get_peft_model
 
 from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
 from vlmoe.data.collator import Collator
-from vlmoe.data.dataset import ExampleDataset
+from vlmoe.data.dataset import read_manifest
+from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.data.mixture import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
 from vlmoe.evaluate.multiple_choice import Scored, score
 from vlmoe.evaluate.report import metrics
@@ -43,29 +46,45 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(cpu=wanted.type == "cpu", mixed_precision="fp16" if half else "no")
 
 
-def fitting(examples: ExampleDataset, collator: Collator) -> tuple[ExampleDataset, list[str]]:
-    """Leave out questions that take more tokens than the model has positions for.
+def trainable(examples: Mixture, collator: Collator) -> tuple[Mixture, list[dict[str, str]]]:
+    """Leave out questions without an answer, and those too long for the model.
 
     Returns:
-        The questions that fit, and the ids of those that do not.
+        The questions to train on; dataset, id and reason of the others.
 
     Raises:
-        UserError: nothing is left.
+        UserError: of one of the datasets nothing is left.
     """
     keep, skipped = [], []
     for at in range(len(examples)):
         example = examples.text(at)
-        pictures = examples.image_key(at) is not None
-        if collator.length(example, picture=pictures) <= collator.max_length:
-            keep.append(at)
+        picture = examples.image_key(at) is not None
+        reason = None
+        if example.answer == UNLABELLED:
+            reason = "no answer"
+        elif collator.length(example, picture=picture) > collator.max_length:
+            reason = f"more tokens than the model takes ({collator.max_length})"
+        if reason:
+            skipped.append({"dataset": example.dataset, "id": example.id, "reason": reason})
         else:
-            skipped.append(example.id)
-    if not keep:
-        raise UserError(
-            f"no question of {examples.directory} fits into the model's "
-            f"{collator.max_length} tokens"
-        )
-    return (examples.select(keep) if skipped else examples), skipped
+            keep.append(at)
+    chosen = examples.select(keep) if skipped else examples
+    for name, part in chosen.parts.items():
+        if not part:
+            raise UserError(
+                f"no question of {examples.parts[name].directory} can be trained on: they have "
+                f"no answer, or do not fit into the model's {collator.max_length} tokens"
+            )
+    return chosen, skipped
+
+
+def scorable(data: Mapping[str, Path], split: str, count: int, seed: int) -> Mixture | None:
+    """``count`` labelled questions (0: all) of those datasets that have the split, if any."""
+    if not any(split in read_manifest(folder)["splits"] for folder in data.values()):
+        return None
+    examples = load_mixture(data, split, everywhere=False)
+    answered = [at for at, answer in enumerate(examples.answers) if answer != UNLABELLED]
+    return draw(examples.select(answered), count, seed) if answered else None
 
 
 def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
@@ -121,7 +140,9 @@ def make_run(
     return Run(config, accelerator, model, collator, optimizer, schedule, log, routing, steps, done)
 
 
-def validator(run: Run, examples: ExampleDataset, directory: RunDirectory) -> Callable[[int], None]:
+def validator(
+    run: Run, examples: Sequence[Example], directory: RunDirectory
+) -> Callable[[int], None]:
     """What scores the validation questions while training, logs and draws."""
 
     def validate(step: int) -> None:
@@ -142,14 +163,14 @@ def validator(run: Run, examples: ExampleDataset, directory: RunDirectory) -> Ca
     return validate
 
 
-def score_both(run: Run, examples: ExampleDataset) -> tuple[list[Scored], list[Scored]]:
+def score_both(run: Run, examples: Sequence[Example]) -> tuple[list[Scored], list[Scored]]:
     """Score the same questions with the adapter and with the untouched base."""
     adapted = _score(run, examples, "test")
     with run.model.disable_adapter():
         return adapted, _score(run, examples, "test, base alone")
 
 
-def _score(run: Run, examples: ExampleDataset, description: str) -> list[Scored]:
+def _score(run: Run, examples: Sequence[Example], description: str) -> list[Scored]:
     return score(
         Predictor(run.model, run.collator),
         examples,

@@ -1,0 +1,117 @@
+"""Data sets in the hub's parquet layout: from the hub, or from a copy of the repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmoe.data.pictures import Picture, content_name
+from vlmoe.errors import UserError
+
+ROWS_AT_ONCE = 64  # pictures lie in the rows, so few of them are held at a time
+_SHARD = re.compile(r"-(\d+)-of-(\d+)")
+
+
+def fetch(source: str) -> tuple[Path, str]:
+    """A folder or file that is here already, or the parquet files of a data set on the hub.
+
+    Args:
+        source: a path, or a hub id such as ``owner/name``.
+
+    Returns:
+        Where it lies now, and how the manifest should name it (a hub id with its commit).
+
+    Raises:
+        UserError: there is no such path and it is no hub id, or the hub cannot give it.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path, str(path.resolve())
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise UserError(f"no such file or folder: {source} (a hub id looks like owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(source, repo_type="dataset", allow_patterns=["data/*.parquet"])
+    # Whatever goes wrong between here and a file on the hub has a type of its own: no network,
+    # no such repository, no access, a proxy, a full disk.
+    except Exception as error:
+        raise UserError(
+            f"cannot get the data set {source!r} from the hub ({_first_line(error)}) and it is not "
+            "in the local cache. On a machine with network run "
+            f"`hf download {source} --repo-type dataset --local-dir DIR`, then pass `--source DIR`"
+        ) from error
+    return Path(folder), f"{source}@{Path(folder).name}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+
+
+def find_parquet(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The parquet files of each split that is there, in order: ``data/SPLIT-*.parquet``.
+
+    Raises:
+        UserError: none of the splits is there, or a split lacks some of its files.
+    """
+    found = {}
+    for split in splits:
+        pattern = f"{split}-*.parquet"
+        files = sorted(folder.glob(f"data/{pattern}")) or sorted(folder.glob(pattern))
+        if files:
+            found[split] = files
+    if not found:
+        names = ", ".join(f"data/{split}-*.parquet" for split in splits)
+        raise UserError(f"{folder} holds none of {names}")
+    for split, files in found.items():
+        promised = {int(match[2]) for file in files if (match := _SHARD.search(file.name))}
+        if promised and promised != {len(files)}:
+            raise UserError(
+                f"{files[0].parent} holds {len(files)} files of the split {split!r}, their names "
+                f"promise {max(promised)}: the copy is incomplete or mixes two versions"
+            )
+    return found
+
+
+def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of the files, in order, few at a time.
+
+    Raises:
+        UserError: a file is damaged, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as opened:
+                missing = [name for name in columns if name not in opened.schema_arrow.names]
+                if missing:
+                    raise UserError(f"{file} has no column {', '.join(missing)}")
+                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+                    yield from batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file} cannot be read as parquet: {_first_line(error)}") from error
+
+
+def count_rows(files: Sequence[Path]) -> int:
+    """Rows of all the files; 0 where one cannot be read, which ``read_parquet`` reports."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except (OSError, pa.ArrowException):
+        return 0
+
+
+def picture_bytes(cell: Any) -> bytes | None:
+    """The bytes in a cell of an image column (a struct of ``bytes`` and ``path``), if any."""
+    return (cell or {}).get("bytes") or None
+
+
+def embedded(data: bytes) -> Picture:
+    """A picture that came as bytes, named by its content."""
+    return Picture(content_name(data), data)

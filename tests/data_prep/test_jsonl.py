@@ -1,0 +1,223 @@
+"""A user's own questions, as JSON lines and as conversations; and the example in the docs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import jsonl
+from tests.parquet_source import shade, torn
+from tests.tree import tree
+from vlmoe.data.dataset import load_split
+from vlmoe.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_lines(file: Path, items: Sequence[Any]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return file
+
+
+def item(number: int, **changes: Any) -> dict[str, Any]:
+    row = {
+        "image": f"photos/{number // 2}.png",
+        "question": f"What is number {number}?",
+        "choices": ["A cat.", "A dog.", "A cow."],
+        "answer": "ABC"[number % 3],
+    }
+    return row | changes
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    (tmp_path / "raw" / "photos").mkdir(parents=True)
+    for number in range(20):
+        (tmp_path / "raw" / f"photos/{number}.png").write_bytes(shade(number))
+    return tmp_path / "raw"
+
+
+def questions(folder: Path) -> dict[str, list[str]]:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return {split: load_split(folder, split).ids for split in manifest["splits"]}
+
+
+def test_lines(tmp_path: Path, raw: Path) -> None:
+    items = [
+        item(0, id="first", category="animals", answer=2),
+        item(1, answer="a dog"),
+        item(2, image=None),
+        {"question": "Is it?", "choices": ["Yes.", "No."]},
+        item(4, image=str(raw / "photos/3.png")),
+    ]
+    file = write_lines(raw / "mine.jsonl", items)
+    file.write_text("\ufeff" + file.read_text().replace("\n", "\r\n\n"), encoding="utf-8")
+    jsonl.prepare({"train": file}, tmp_path / "out", max_rejected=0)
+    train = load_split(tmp_path / "out", "train")
+    assert train.ids == ["train/first", *(f"train/line {n}" for n in (3, 5, 7, 9))]
+    assert [example.answer for example in train] == [2, 1, 2, -1, 1]
+    assert [example.image is None for example in train] == [False, False, True, True, False]
+    assert train[0].category == "animals"
+    assert train[4].image is not None
+    assert train[4].image.getpixel((0, 0)) == (3, 0, 77)
+
+
+def test_no_picture_is_in_two_splits(tmp_path: Path, raw: Path) -> None:
+    """Also where one picture lies there under two names."""
+    for number in range(10):
+        (raw / f"photos/{number + 10}.png").write_bytes(shade(number))
+    file = write_lines(raw / "mine.jsonl", [item(n) for n in range(40)])
+    manifest = jsonl.prepare(file, tmp_path / "out")
+    assert {s: c["questions"] for s, c in manifest["splits"].items()} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    assert manifest["notes"]["pictures in more than one split"] == 0
+    assert len(list((tmp_path / "out/images").iterdir())) == 10
+    again = jsonl.prepare(file, tmp_path / "out", overwrite=True, workers=1)
+    other = jsonl.prepare(file, tmp_path / "other", seed=1)
+    assert (manifest, questions(tmp_path / "out")) == (again, questions(tmp_path / "out"))
+    assert questions(tmp_path / "other") != questions(tmp_path / "out")
+    assert other["seed"] == 1
+    jsonl.prepare(file, tmp_path / "half", shares=(0.5, 0.0, 0.5))
+    assert {s: len(ids) for s, ids in questions(tmp_path / "half").items()} == {
+        "train": 20,
+        "test": 20,
+    }
+
+
+def test_conversations(tmp_path: Path, raw: Path) -> None:
+    asked = "What is it?\nA. A cat.\nB. A dog.\nAnswer with the option's letter."
+    items = [
+        {
+            "id": 7,
+            "image": "photos/1.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{asked}"},
+                {"from": "gpt", "value": "B"},
+                {"from": "human", "value": "Why?"},
+                {"from": "gpt", "value": "It barks."},
+                {"from": "human", "value": "Which one?\n(A) This\n(B) That"},
+                {"from": "gpt", "value": "(A) This"},
+            ],
+        },
+        {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "A cat."}]},
+    ]
+    file = raw / "talk.json"
+    file.write_text(json.dumps(items, indent=1))
+    manifest = jsonl.prepare({"test": file}, tmp_path / "out")
+    test = load_split(tmp_path / "out", "test")
+    assert test.ids == ["test/7", "test/7#2", "test/item 1"]
+    assert [example.answer for example in test] == [1, 0, 0]
+    assert [example.image is None for example in test] == [False, False, True]
+    assert test[1].choices == ("This", "That")
+    assert manifest["left_out"] == {"turns of conversations without options": 1}
+
+
+BAD_ITEMS: list[tuple[Any, str]] = [
+    ("{", "not valid JSON"),
+    ("3", "not a JSON object"),
+    ("[1]", "not a JSON object"),
+    (item(0, question=None), "no question"),
+    (item(0, question=""), "empty question"),
+    (item(0, choices="A, B"), "choices is not a list of texts"),
+    (item(0, choices=["a", 3]), "choices is not a list of texts"),
+    (item(0, choices=["a", "A"], answer=0), "fewer than two distinct options"),
+    (item(0, answer="E"), "answer is none of the options"),
+    (item(0, answer=1, choices=["1", "2", "3"]), "answer can be read as index or as text"),
+    (item(0, image="photos/none.png"), "no such file"),
+    (item(0, image="photos"), "a folder, not a picture"),
+    (item(0, image=3), "image is not a path"),
+    (item(0, image=["photos/1.png", "photos/2.png"]), "several pictures in one question"),
+    (item(0, category=3), "category is not text"),
+    (item(0, id="line 1 of another"), ""),
+    ({"conversations": [{"from": "human", "value": "<image>\nA. x\nB. y"}]}, "<image> in the text"),
+    ({"conversations": "no"}, "conversations is not a list"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_ITEMS)
+def test_one_bad_item(tmp_path: Path, raw: Path, bad: Any, reason: str) -> None:
+    lines = [json.dumps(item(n)) for n in range(1, 20)]
+    lines.insert(4, bad if isinstance(bad, str) else json.dumps(bad))
+    file = raw / "mine.jsonl"
+    file.write_text("\n".join(lines))
+    manifest = jsonl.prepare(file, tmp_path / "out", max_rejected=0.05)
+    assert manifest["rejected"]["total"] == bool(reason)
+    if reason:
+        (line,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").open())
+        assert line["id"] == "line 5"
+        assert line["reason"].startswith(reason)
+
+
+def test_a_broken_picture_is_rejected_by_name(tmp_path: Path, raw: Path) -> None:
+    (raw / "photos/1.png").write_bytes(torn())
+    file = write_lines(raw / "mine.jsonl", [item(n) for n in range(40)])
+    manifest = jsonl.prepare(file, tmp_path / "out", max_rejected=0.05)
+    assert manifest["rejected"]["by_reason"] == {"truncated picture": 2}
+
+
+def test_the_command(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [item(n, choices=["1", "2", "3"], answer=n % 3) for n in range(20)]
+    train = write_lines(tmp_path / "lists" / "a.jsonl", numbers)
+    test = write_lines(tmp_path / "lists" / "b.jsonl", numbers)
+    out = ["--out", str(tmp_path / "out"), "--images", str(raw)]
+    splits = ["--split", f"train={train}", "--split", f"val={test}"]
+    jsonl.main([*splits, *out, "--answers", "index"])
+    assert list(questions(tmp_path / "out")) == ["train", "validation"]
+    assert "10 pictures in more than one split (kept)" in capsys.readouterr().out
+    for argv, words in (
+        ([], "give either --source FILE or --split"),
+        (["--source", str(train), *splits], "give either"),
+        (["--split", "train"], "--split train is not NAME=FILE"),
+        (["--split", "train=a", "--split", "train=b"], "given twice"),
+        (["--split", f"exam={train}"], "unknown split 'exam'"),
+        (["--source", str(tmp_path)], "is a folder"),
+        (["--source", str(tmp_path / "none")], "no such file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            jsonl.main([*argv, "--out", str(tmp_path / "new")])
+    (tmp_path / "bad.json").write_text("[{")
+    with pytest.raises(UserError, match="begins like a JSON list"):
+        jsonl.main(["--source", str(tmp_path / "bad.json"), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit):
+        jsonl.main(["--source", "a", "--out", "b", "--shares", "1,2"])
+
+
+def test_the_example_in_the_docs(tmp_path: Path) -> None:
+    """Its files are written and its commands run as they stand there."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n+```\w*\n(.*?)```", text, re.DOTALL))
+    commands = re.findall(r"<!-- run -->\n+```\w*\n(.*?)```", text, re.DOTALL)
+    assert set(files) == {"mine.jsonl", "talk.json"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        for picture in re.findall(r'"image": "([^"]+)"', content):
+            (tmp_path / picture).parent.mkdir(exist_ok=True)
+            (tmp_path / picture).write_bytes(shade(len(picture) + ord(picture[-5])))
+    before = set(tree(tmp_path))
+    lines = [line for block in commands for line in block.splitlines()]
+    assert len(lines) >= 3
+    for line in lines:
+        program, script, *arguments = shlex.split(line)
+        assert program == "python"
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert set(tree(tmp_path)) > before
