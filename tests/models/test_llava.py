@@ -11,7 +11,13 @@ import torch
 from tests.models_for_tests import save_small_llava
 from vlmoe.errors import UserError
 from vlmoe.models import llava
-from vlmoe.models.llava import letter_tokens, load_base, resolve_device, resolve_dtype
+from vlmoe.models.llava import (
+    letter_tokens,
+    load_base,
+    load_collator,
+    resolve_device,
+    resolve_dtype,
+)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +175,7 @@ def test_dtype_and_device_names():
         resolve_device("abacus")
 
 
-def test_a_collator_without_the_weights(tmp_path, base):
+def test_a_collator_without_the_weights(tmp_path):
     directory = save_small_llava(tmp_path / "small")
     whole = load_base(str(directory)).collator("pad")
     (directory / "model.safetensors").unlink()
