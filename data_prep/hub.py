@@ -75,8 +75,15 @@ def find_parquet(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
     return found
 
 
-def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_parquet(
+    files: Sequence[Path], columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The rows of the files, in order, few at a time.
+
+    Args:
+        files: parts of one split.
+        columns: to be read.
+        optional: those of them that may be missing; they are then None.
 
     Raises:
         UserError: a file is damaged, or lacks a column.
@@ -87,11 +94,12 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict
     for file in files:
         try:
             with pq.ParquetFile(file) as opened:
-                missing = [name for name in columns if name not in opened.schema_arrow.names]
-                if missing:
+                present = [name for name in columns if name in opened.schema_arrow.names]
+                missing = [name for name in columns if name not in present]
+                if not set(missing) <= set(optional):
                     raise UserError(f"{file} has no column {', '.join(missing)}")
-                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
-                    yield from batch.to_pylist()
+                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=present):
+                    yield from (dict.fromkeys(missing) | row for row in batch.to_pylist())
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as parquet: {_first_line(error)}") from error
 

@@ -209,7 +209,7 @@ def parquet_rows(folder: Path) -> Callable[[], Iterator[Row]]:
 
     def read_rows() -> Iterator[Row]:
         for part, parquets in files.items():
-            for fields in hub.read_parquet(parquets, COLUMNS):
+            for fields in hub.read_parquet(parquets, COLUMNS, optional=["answer"]):
                 yield Row(part == "dev", fields, hub.picture_bytes(fields.pop("image")))
 
     return read_rows
@@ -261,7 +261,7 @@ def _tsv_fields(file: Path) -> Iterator[dict[str, Any]]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, delimiter="\t")
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            # The public TSV of an unlabelled part may leave the column of answers out.
+            # An unlabelled part may come without the column of answers.
             if missing and missing != ["answer"]:
                 raise UserError(f"{file} has no column {', '.join(missing)}: not VMCBench's TSV")
             for fields in reader:

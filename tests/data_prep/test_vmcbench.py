@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import vmcbench
@@ -146,6 +147,14 @@ def test_tsv_pictures_by_reference_and_a_missing_answer_column(tmp_path: Path) -
     file.write_text("\n".join(kept) + "\n")
     vmcbench.prepare(str(file), tmp_path / "b")
     assert ids(tmp_path / "b", "unlabelled") == ["0", "3"]
+
+
+def test_a_test_part_without_the_column_of_answers(tmp_path: Path) -> None:
+    source = write_vmcbench(tmp_path / "raw", [vmcbench_row(0)], [unlabelled(1)])
+    file = source / "data" / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["answer"]), file)
+    vmcbench.prepare(str(source), tmp_path / "out")
+    assert ids(tmp_path / "out", "unlabelled") == ["1"]
 
 
 def test_parts_that_both_count_from_zero(tmp_path: Path) -> None:

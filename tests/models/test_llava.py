@@ -168,7 +168,7 @@ def test_dtype_and_device_names():
         resolve_device("abacus")
 
 
-def test_a_collator_without_the_weights(tmp_path, base):
+def test_a_collator_without_the_weights(tmp_path):
     directory = save_small_llava(tmp_path / "small")
     whole = load_base(str(directory)).collator("pad")
     (directory / "model.safetensors").unlink()
