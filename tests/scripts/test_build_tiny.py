@@ -17,22 +17,13 @@ from vlmoe.models import llava
 from vlmoe.models.llava import load_base
 from vlmoe.models.tiny.lessons import choice_drill, picture_lesson, text_lesson
 
-# Strict: a better build turns these red until the mark is taken away.
-FIRST_BUILD = pytest.mark.xfail(
-    strict=True,
-    reason="the shipped weights are a first build, cut short: see models/tiny/README.md",
-)
-
 
 def build(out: Path) -> dict[str, bytes]:
     command = [
         sys.executable,
         SCRIPTS / "build_tiny.py",
         "--steps",
-        "2",
-        "2",
-        "2",
-        "2",
+        *["2"] * 6,
         "--out",
         out,
     ]
@@ -48,7 +39,6 @@ def test_same_command_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-@FIRST_BUILD
 def test_shipped_files_are_those_the_script_makes(tmp_path):
     made = build(tmp_path / "a")
     shipped = Path(llava.__file__).parent / "tiny"
@@ -59,14 +49,10 @@ def test_shipped_files_are_those_the_script_makes(tmp_path):
 def test_no_lesson_has_options_about_a_picture():
     rng = random.Random(0)
     for _ in range(300):
-        assert all("A. " not in user for user, _ in picture_lesson(rng).turns)
+        assert all("A. " not in turn.user for turn in picture_lesson(rng).turns)
     assert all(make(rng).scene is None for make in (text_lesson, choice_drill) for _ in range(50))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the shipped weights are a first build, cut short: see models/tiny/README.md",
-)
 def test_it_sees_and_answers_openly():
     """The first word of the answer, read off the next token, on scenes it has never met."""
     base = load_base("tiny")

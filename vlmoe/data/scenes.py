@@ -69,6 +69,7 @@ class Question:
     answer: str
     possible: tuple[str, ...]
     kind: str  # colour, shape, number, position or size
+    about: Thing | None = None  # what is asked about; None: the whole scene
 
 
 def random_scene(rng: random.Random) -> Scene:
@@ -95,8 +96,12 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:] + "."
 
 
-def _ask(text: str, answer: str, possible: tuple[str, ...], kind: str) -> Question:
-    return Question(text, _sentence(answer), tuple(_sentence(word) for word in possible), kind)
+def _ask(
+    text: str, answer: str, possible: tuple[str, ...], kind: str, about: Thing | None = None
+) -> Question:
+    return Question(
+        text, _sentence(answer), tuple(_sentence(word) for word in possible), kind, about
+    )
 
 
 def questions(scene: Scene) -> Iterator[Question]:
@@ -111,24 +116,22 @@ def questions(scene: Scene) -> Iterator[Question]:
     yield _ask("What colour is the background?", scene.ground, tuple(GROUNDS), "colour")
     for thing in things:
         by_place = f"thing at the {thing.place}"
-        yield _ask(f"What colour is the {by_place}?", thing.colour, tuple(COLOURS), "colour")
-        yield _ask(f"What shape is the {by_place}?", f"a {thing.shape}", _articled(), "shape")
-        yield _ask(f"What size is the {by_place}?", thing.size, tuple(SIZES), "size")
+        colour = (thing.colour, tuple(COLOURS), "colour", thing)
+        shape = (f"a {thing.shape}", tuple(f"a {name}" for name in SHAPES), "shape", thing)
+        size = (thing.size, tuple(SIZES), "size", thing)
+        yield _ask(f"What colour is the {by_place}?", *colour)
+        yield _ask(f"What shape is the {by_place}?", *shape)
+        yield _ask(f"What size is the {by_place}?", *size)
         only_colour = sum(other.colour == thing.colour for other in things) == 1
         only_shape = sum(other.shape == thing.shape for other in things) == 1
         if only_colour:
-            name = f"{thing.colour} thing"
-            yield _ask(f"What shape is the {name}?", f"a {thing.shape}", _articled(), "shape")
+            yield _ask(f"What shape is the {thing.colour} thing?", *shape)
         if only_shape:
-            yield _ask(f"What colour is the {thing.shape}?", thing.colour, tuple(COLOURS), "colour")
+            yield _ask(f"What colour is the {thing.shape}?", *colour)
         if only_colour or only_shape:
             name = f"{thing.colour} {thing.shape}"
-            yield _ask(f"Where is the {name}?", f"at the {thing.place}", places, "position")
-            yield _ask(f"What size is the {name}?", thing.size, tuple(SIZES), "size")
-
-
-def _articled() -> tuple[str, ...]:
-    return tuple(f"a {shape}" for shape in SHAPES)
+            yield _ask(f"Where is the {name}?", f"at the {thing.place}", places, "position", thing)
+            yield _ask(f"What size is the {name}?", *size)
 
 
 def render(scene: Scene) -> Image.Image:

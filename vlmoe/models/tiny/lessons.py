@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vlmoe.data.example import LETTERS
-from vlmoe.data.prompt import chat, multiple_choice
+from vlmoe.data.prompt import IMAGE, chat, multiple_choice
 from vlmoe.data.scenes import (
     COLOURS,
     NUMBERS,
@@ -50,14 +51,42 @@ _POOLS = [
 ]
 
 
+class Turn(NamedTuple):
+    """What the user says and the assistant's reply.
+
+    Attributes:
+        user: a question, with options or without.
+        reply: the answer or its letter.
+        stands_for: the text that a lettered reply stands for.
+        about: all words for the thing that is asked about.
+    """
+
+    user: str
+    reply: str
+    stands_for: str = ""
+    about: tuple[str, ...] = ()
+
+
+# The words of an answer that carry no meaning of their own.
+_FUNCTION_WORDS = frozenset(
+    ("a", "an", "the", "at", "in", "on", "by", "to", "along", "around", "over", "under")
+)
+
+
+def meaning(turn: Turn) -> list[str]:
+    """The content words of the answer, behind its letter if it is one; of long texts none."""
+    words = (turn.stands_for or turn.reply).rstrip(".").split()
+    return [word for word in words if word.lower() not in _FUNCTION_WORDS] if len(words) < 6 else []
+
+
 @dataclass(frozen=True)
 class Lesson:
-    """A conversation as (user, assistant) turns, about a scene that is shown, or about none.
+    """A conversation about a scene that is shown, or about none.
 
     A plain one is just its texts, one behind the other, without the marks of a conversation.
     """
 
-    turns: tuple[tuple[str, str], ...]
+    turns: tuple[Turn, ...]
     scene: Scene | None = None
     plain: bool = False
 
@@ -67,62 +96,59 @@ def picture_lesson(rng: random.Random, turns: int = 6) -> Lesson:
     scene = random_scene(rng)
     asked = list(questions(scene))
     rng.shuffle(asked)
-    talk = [(question.text, question.answer) for question in asked[:turns]]
+    talk = [
+        Turn(question.text, question.answer, about=_words(question)) for question in asked[:turns]
+    ]
     if rng.random() < 0.4:
-        talk = [(rng.choice(_DESCRIBE), caption(scene, rng)), *talk[:2]]
+        talk = [Turn(rng.choice(_DESCRIBE), caption(scene, rng)), *talk[:2]]
     return Lesson(tuple(talk), scene)
 
 
-def word_drill(rng: random.Random) -> Lesson:
+def picture_drill(rng: random.Random) -> Lesson:
+    """A scene shown, then places, each with what is there, and things, each with its place.
+
+    To find what a question asks about, very dense: a whole scene in the tokens of one question.
+    """
+    scene = random_scene(rng)
+    there = {thing.place: thing for thing in scene.things}
+    talk = []
+    for place in PLACES:
+        thing = there.get(place)
+        said = f"{thing.size} {thing.colour} {thing.shape}" if thing else "nothing"
+        talk.append(Turn(f"{place}:", said))
+    for thing in scene.things:
+        for name in (thing.colour, thing.shape, f"{thing.colour} {thing.shape}"):
+            alike = [other for other in scene.things if name in f"{other.colour} {other.shape}"]
+            if alike == [thing]:
+                talk.append(Turn(f"{name}:", f"{thing.place} {thing.size}"))
+    rng.shuffle(talk)
+    return Lesson((Turn(f"{IMAGE}\n", ""), *talk[:9]), scene, plain=True)
+
+
+def word_drill(rng: random.Random, lookups: int = 12) -> Lesson:
     """A lettered list of words, then the words again, each with its letter: recall, very dense.
 
     Finding the letter of a text takes attention heads of several layers to learn together. One
     letter in eighty words, as in questions with options, teaches that far too slowly.
     """
     options = rng.sample(_WORDS, rng.choice((2, 3, 4, 4, 4, 5)))
-    return Lesson(((_list(options), ""), *_lookups(options, rng)), plain=True)
-
-
-def line_drill(rng: random.Random) -> Lesson:
-    """The same with sentences, as they stand among options."""
-    options = rng.sample(rng.choice(_POOLS), 4)
-    return Lesson(((_list(options), ""), *_lookups(options, rng)), plain=True)
-
-
-def talk_drill(rng: random.Random) -> Lesson:
-    """The same as a conversation."""
-    options = rng.sample(rng.choice(_POOLS), 4)
-    turns = [(f"Which option says: {text}", letter) for text, letter in _lookups(options, rng)]
-    (first, reply), *rest = turns[:8]
-    return Lesson(((_list(options) + first, reply), *rest))
+    lines = [f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False)]
+    asked = [rng.randrange(len(options)) for _ in range(lookups)]
+    talk = [Turn(options[at], LETTERS[at]) for at in asked]
+    return Lesson((Turn("Options:\n" + "".join(lines), ""), *talk), plain=True)
 
 
 def choice_drill(rng: random.Random, turns: int = 3) -> Lesson:
-    """The same in the words of a multiple-choice prompt."""
+    """The same in the words of a multiple-choice prompt, which gives the answer away."""
     talk = []
     for _ in range(turns):
-        options = rng.sample(rng.choice(_POOLS), 4)
-        ((text, letter),) = _lookups(options, rng, 1)
-        talk.append((multiple_choice(f"Which option says: {text}", options), letter))
+        right, *wrong = rng.sample(rng.choice(_POOLS), 4)
+        talk.append(_with_options(_Asked(f"Which option says: {right}", right, tuple(wrong)), rng))
     return Lesson(tuple(talk))
 
 
-def _list(options: list[str]) -> str:
-    lines = [f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False)]
-    return "Options:\n" + "".join(lines)
-
-
-def _lookups(options: list[str], rng: random.Random, count: int = 12) -> list[tuple[str, str]]:
-    asked = [rng.randrange(len(options)) for _ in range(count)]
-    return [(options[at], LETTERS[at]) for at in asked]
-
-
 def text_lesson(rng: random.Random, turns: int = 3) -> Lesson:
-    """Text alone: facts of the world, or a scene told in words; openly, with options, or both.
-
-    An open answer right before the same question with options parts what is hard: to know the
-    answer, and to find its letter.
-    """
+    """Text alone: facts of the world, or a scene told in words; asked openly or with options."""
     told = ""
     if rng.random() < 0.5:
         asked = [_fact(rng) for _ in range(turns)]
@@ -131,15 +157,13 @@ def text_lesson(rng: random.Random, turns: int = 3) -> Lesson:
         told = caption(scene, rng) + " "
         pool = [question for question in questions(scene) if "background" not in question.text]
         asked = [_of_scene(question) for question in rng.sample(pool, min(turns, len(pool)))]
-    talk: list[tuple[str, str]] = []
-    for item in asked:
-        draw = rng.random()
-        if draw < 0.6:
-            talk.append((item.text, item.right))
-        if draw > 0.2:
-            talk.append(_with_options(item, rng))
-    (first, reply), *rest = talk
-    return Lesson(((told + first, reply), *rest))
+    first, *rest = [
+        _with_options(item, rng)
+        if rng.random() < 0.7
+        else Turn(item.text, item.right, about=item.about)
+        for item in asked
+    ]
+    return Lesson((first._replace(user=told + first.user), *rest))
 
 
 @dataclass(frozen=True)
@@ -149,11 +173,17 @@ class _Asked:
     text: str
     right: str
     wrong: tuple[str, ...]
+    about: tuple[str, ...] = ()
+
+
+def _words(question: Question) -> tuple[str, ...]:
+    thing = question.about
+    return (thing.size, thing.colour, thing.shape, *thing.place.split()) if thing else ()
 
 
 def _of_scene(question: Question) -> _Asked:
     wrong = tuple(option for option in question.possible if option != question.answer)
-    return _Asked(question.text, question.answer, wrong)
+    return _Asked(question.text, question.answer, wrong, _words(question))
 
 
 def _fact(rng: random.Random) -> _Asked:
@@ -176,20 +206,22 @@ def _fact(rng: random.Random) -> _Asked:
     return _Asked(text, _sentence(right), tuple(_sentence(word) for word in sorted(wrong)))
 
 
-def _with_options(asked: _Asked, rng: random.Random) -> tuple[str, str]:
+def _with_options(asked: _Asked, rng: random.Random) -> Turn:
     wrong = rng.sample(asked.wrong, min(rng.choice((1, 2, 3, 3, 3, 3)), len(asked.wrong)))
     options = [asked.right, *wrong]
     rng.shuffle(options)
-    return multiple_choice(asked.text, options), LETTERS[options.index(asked.right)]
+    letter = LETTERS[options.index(asked.right)]
+    return Turn(multiple_choice(asked.text, options), letter, asked.right, asked.about)
 
 
 def sample_text(count: int = 4000, seed: int = 0) -> list[str]:
     """Texts to learn the tokenizer's vocabulary from, word for word as the base will read them."""
     rng = random.Random(seed)
-    kinds = (picture_lesson, text_lesson, talk_drill)
+    kinds = (picture_lesson, text_lesson, choice_drill)
     lessons = [kinds[at % len(kinds)](rng) for at in range(count)]
     return [
-        chat(user, picture=lesson.scene is not None).removeprefix("USER: <image>") + f" {reply}"
+        chat(turn.user, picture=lesson.scene is not None).removeprefix("USER: <image>")
+        + f" {turn.reply}"
         for lesson in lessons
-        for user, reply in lesson.turns
+        for turn in lesson.turns
     ]
