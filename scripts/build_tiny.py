@@ -2,6 +2,7 @@
 
     python scripts/build_tiny.py                  # the shipped weights, about 2 h
     python scripts/build_tiny.py --steps 2 2 2 2 2 2 --out /tmp/tiny
+    python scripts/build_tiny.py --examine        # builds nothing: how good are the shipped ones?
 
 The same classes as LLaVA-1.5 at toy size, and taught in the same order: the language model learns
 to recall and to read by itself, the vision tower to see by itself, the projector to put what is
@@ -21,7 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from vlmoe.models.llava import load_base
 from vlmoe.models.tiny.classroom import Classroom
+from vlmoe.models.tiny.exam import open_accuracy
 from vlmoe.models.tiny.network import build_model, build_processor
 from vlmoe.models.tiny.stages import STAGES, Stage
 
@@ -45,7 +48,12 @@ def main() -> None:
     parser.add_argument(
         "--stages", type=Path, help="keep finished stages here, and do not do them again"
     )
+    parser.add_argument("--examine", action="store_true", help="only ask the base that is there")
     args = parser.parse_args()
+    if args.examine:
+        base = load_base("tiny")
+        examine(base.model, base.processor)
+        return
 
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
@@ -66,6 +74,7 @@ def main() -> None:
                 state = model.state_dict()
                 save_file({key: state[key] for key in state if key.startswith(stage.parts)}, kept)
     save(model, processor, args.out)
+    examine(model.eval(), processor)
 
 
 def learn(name: str, stage: Stage, steps: int) -> None:
@@ -91,6 +100,11 @@ def learn(name: str, stage: Stage, steps: int) -> None:
         optimizer.zero_grad()
         if step % 50 == 0 or step in (1, steps):
             print(f"{name} {step} {time.time() - start:.0f}s {report}", flush=True)
+
+
+def examine(model, processor, count: int = 300) -> None:
+    right = open_accuracy(model, processor, count)
+    print(f"open questions about {count} new scenes: {right:.3f} right, word for word")
 
 
 def save(model, processor, out: Path) -> None:

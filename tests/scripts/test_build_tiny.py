@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.scripts.conftest import SCRIPTS
-from vlmoe.data.scenes import Question, questions, random_scene, render
 from vlmoe.models import llava
 from vlmoe.models.llava import load_base
+from vlmoe.models.tiny.exam import open_accuracy
 from vlmoe.models.tiny.lessons import choice_drill, picture_lesson, text_lesson
 
 
@@ -54,21 +53,5 @@ def test_no_lesson_has_options_about_a_picture():
 
 
 def test_it_sees_and_answers_openly():
-    """The first word of the answer, read off the next token, on scenes it has never met."""
     base = load_base("tiny")
-    tokenizer = base.processor.tokenizer
-    rng = random.Random("unseen scenes")
-    right = total = 0
-    for _ in range(40):
-        scene = random_scene(rng)
-        asked: list[Question] = [q for q in questions(scene) if q.kind in ("colour", "number")]
-        question = rng.choice(asked)
-        inputs = base.processor(
-            images=render(scene), text=f"USER: <image>\n{question.text} ASSISTANT:",
-            return_tensors="pt",
-        )  # fmt: skip
-        with torch.no_grad():
-            best = int(base.model(**inputs).logits[0, -1].argmax())
-        right += tokenizer.decode(best).strip() == question.answer.rstrip(".")
-        total += 1
-    assert right / total > 0.6  # guessing gives 0.15
+    assert open_accuracy(base.model, base.processor, 60) > 0.9  # guessing gives 0.2
