@@ -117,8 +117,8 @@ def test_every_way_to_score(evaluate, small, tmp_path, scoring, capsys):
     assert numbers["settings"]["scoring"] == scoring
     for one, same in zip(rows, other, strict=True):
         assert one["prediction"] == same["prediction"]
-        assert one.keys() == {"id", "category", "question", "choices", field, "prediction",
-                              "answer", "correct"}  # fmt: skip
+        assert one.keys() == {"id", "dataset", "category", "question", "choices", field,
+                              "prediction", "answer", "correct"}  # fmt: skip
     silent = sum(row["prediction"] is None for row in rows)
     assert numbers["unparsed"] == silent
     assert (silent > 0) == (scoring == "generate")  # random weights say nothing

@@ -110,7 +110,7 @@ def test_unlabelled_rows_become_a_submission(evaluate, small, here, tmp_path, ca
     evaluate(*flags, "--split", "unlabelled", "--output", "out")
     told = capsys.readouterr().out
     assert "accuracy" not in told
-    assert "6 questions have no answer: see out/submission.jsonl" in told
+    assert "6 questions have no answer: their letters are in submission.jsonl" in told
     rows = read(tmp_path / "out" / "submission.jsonl")
     predictions = read(tmp_path / "out" / "predictions.jsonl")
     assert [row["id"] for row in rows] == [str(i) for i in range(910, 916)]

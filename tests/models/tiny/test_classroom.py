@@ -30,7 +30,7 @@ def test_labels_lie_on_replies_and_their_end(room):
     said = batch.labels[0][batch.labels[0] != IGNORED]
     assert words(room, said) == "An animal.</s> On a sofa.</s>"
     assert words(room, batch.inputs["input_ids"][0]) == (
-        "<s>USER: What is a cat? ASSISTANT: An animal.</s>"
+        "<s> USER: What is a cat? ASSISTANT: An animal.</s>"
         "USER: Where is a cat? ASSISTANT: On a sofa.</s>"
     )
 
