@@ -1,7 +1,7 @@
 """Build the built-in base `tiny` from nothing: tokenizer, weights, processor.
 
-    python scripts/build_tiny.py                  # the shipped weights, about 2 h
-    python scripts/build_tiny.py --steps 2 2 2 2 2 2 --out /tmp/tiny
+    python scripts/build_tiny.py                  # the shipped weights, about 2.5 h
+    python scripts/build_tiny.py --steps 2 2 2 2 2 2 2 2 --out /tmp/tiny
     python scripts/build_tiny.py --examine        # builds nothing: how good are the shipped ones?
 
 The same classes as LLaVA-1.5 at toy size, and taught in the same order: the language model learns
@@ -39,7 +39,7 @@ def main() -> None:
         "--steps",
         type=int,
         nargs=len(STAGES),
-        default=[1400, 1600, 1500, 400, 600, 1800],
+        default=[1400, 1600, 1500, 400, 600, 1800, 700, 600],
         metavar=tuple(name.upper() for name in STAGES),
         help="optimizer steps of each stage; 0 leaves one out (default %(default)s)",
     )

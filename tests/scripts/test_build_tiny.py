@@ -11,10 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.conftest import SCRIPTS
+from vlmoe.data.scenes import questions
 from vlmoe.models import llava
 from vlmoe.models.llava import load_base
 from vlmoe.models.tiny.exam import open_accuracy
-from vlmoe.models.tiny.lessons import choice_drill, picture_lesson, text_lesson
+from vlmoe.models.tiny.lessons import (
+    choice_drill,
+    choice_lesson,
+    distracted_lesson,
+    fact_drill,
+    picture_drill,
+    picture_lesson,
+    text_lesson,
+    word_drill,
+)
+from vlmoe.models.tiny.stages import STAGES
 
 
 def build(out: Path) -> dict[str, bytes]:
@@ -22,7 +33,7 @@ def build(out: Path) -> dict[str, bytes]:
         sys.executable,
         SCRIPTS / "build_tiny.py",
         "--steps",
-        *["2"] * 6,
+        *["2"] * len(STAGES),
         "--out",
         out,
     ]
@@ -49,7 +60,34 @@ def test_no_lesson_has_options_about_a_picture():
     rng = random.Random(0)
     for _ in range(300):
         assert all("A. " not in turn.user for turn in picture_lesson(rng).turns)
-    assert all(make(rng).scene is None for make in (text_lesson, choice_drill) for _ in range(50))
+        assert all("A. " not in turn.user for turn in picture_drill(rng).turns)
+    kinds = (text_lesson, choice_drill, word_drill)
+    assert all(make(rng).scene is None for make in kinds for _ in range(50))
+
+
+def test_what_is_asked_with_options_beside_a_picture_is_not_about_it():
+    rng, beside = random.Random(0), 0
+    for make in (choice_lesson, fact_drill):
+        for lesson in (make(rng) for _ in range(300)):
+            if lesson.scene is None:
+                continue
+            beside += 1
+            about = [question.text for question in questions(lesson.scene)]
+            said = "\n".join(turn.user for turn in lesson.turns)
+            assert not any(text in said for text in about), said
+    assert beside > 100
+
+
+def test_the_list_behind_an_open_question_holds_no_answer_to_it():
+    rng, lists = random.Random(0), 0
+    for lesson in (distracted_lesson(rng) for _ in range(300)):
+        assert lesson.scene is not None
+        possible = {question.text: question.possible for question in questions(lesson.scene)}
+        for turn in lesson.turns:
+            asked, *listed = turn.user.split("\n")
+            lists += bool(listed)
+            assert not {line[3:] for line in listed} & set(possible[asked]), turn.user
+    assert lists > 300
 
 
 def test_it_sees_and_answers_openly():

@@ -83,6 +83,8 @@ class TrainConfig:
     factors that start small (default: absolute; with --init goat trace)"""
     weight_decay: float = 0.0
     """decoupled weight decay (AdamW family)"""
+    momentum: float = 0.0
+    """share of the step before that is added to each (SGD family; the paper has none)"""
     experts: int | list[int] = 20
     """LoRA experts in each adapted layer; several numbers, such as 2,4,6,8, are for equal groups
     of each tower's depth, first layers first (MoLA)"""
@@ -358,8 +360,9 @@ def _range_faults(config: TrainConfig):
             yield f"{name} must be above 0, got {value}"
     if config.top_k > max(_listed(config.experts)):
         yield f"top_k {config.top_k} is above the number of experts {config.experts}"
-    if not 0 <= config.dropout < 1:
-        yield f"dropout must be at least 0 and below 1, got {config.dropout}"
+    for name in ("dropout", "momentum"):
+        if not 0 <= (share := getattr(config, name)) < 1:
+            yield f"{name} must be at least 0 and below 1, got {share}"
     if not 0 <= config.lr_end_ratio <= 1:
         yield f"lr_end_ratio must be between 0 and 1, got {config.lr_end_ratio}"
     if config.grad_accum is not None and config.grad_accum > config.batch_size >= 1:

@@ -126,6 +126,7 @@ def make_run(
         damping=config.damping,
         damping_mode=config.damping_in,
         weight_decay=config.weight_decay,
+        momentum=config.momentum,
     )
     steps = total_steps(
         questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS

@@ -121,7 +121,7 @@ class Classroom:
                 at = asked.index(self.image_id)
                 patches = [self.image_id] * (CANVAS // PATCH) ** 2
                 asked = asked[:at] + patches + asked[at + 1 :]
-            if not lesson.plain:
+            if turn.stands_for or not lesson.plain:
                 if words := meaning(turn):
                     thoughts.append((self.knowing, len(tokens) + len(asked) - 1, words))
                 if turn.about:

@@ -1,18 +1,19 @@
 """What the built-in base is taught: conversations about rendered pictures and about text.
 
 It learns to describe and to answer openly about pictures, and to answer multiple choice with a
-letter about text. It never meets options about a picture: that is left to fine-tuning, as it
-is for LLaVA's own parts.
+letter about text, at times beside a picture that has nothing to do with it. It never meets options
+about a picture: that is left to fine-tuning, as it is for LLaVA's own parts.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vlmoe.data.example import LETTERS
-from vlmoe.data.prompt import IMAGE, chat, multiple_choice
+from vlmoe.data.prompt import IMAGE, INSTRUCTION, chat, multiple_choice
 from vlmoe.data.scenes import (
     COLOURS,
     NUMBERS,
@@ -25,7 +26,7 @@ from vlmoe.data.scenes import (
     questions,
     random_scene,
 )
-from vlmoe.models.tiny.world import facts
+from vlmoe.models.tiny.world import USUAL, facts
 
 _DESCRIBE = ("Describe the picture.", "What is in the picture?", "What is shown in the photo?")
 _KIND = ("What kind of thing is {}?", "How would you describe {}?", "What sort of thing is {}?")
@@ -49,6 +50,13 @@ _POOLS = [
     [_sentence(fact.name) for fact in _WORLD],
     sorted({_sentence(place) for fact in _WORLD for place in fact.places}),
 ]
+
+
+# What things are, and what they are like: thing -> answer.
+_TABLES = [{fact.name: fact.kind for fact in _WORLD}, *USUAL.values()]
+
+# LLaVA-1.5's own way to ask for a short answer.
+_IN_WORDS = "Answer the question using a single word or phrase."
 
 
 class Turn(NamedTuple):
@@ -166,6 +174,64 @@ def text_lesson(rng: random.Random, turns: int = 3) -> Lesson:
     return Lesson((first._replace(user=told + first.user), *rest))
 
 
+def distracted_lesson(rng: random.Random, turns: int = 3) -> Lesson:
+    """Open questions about a scene, a list of things that have nothing to do with it in between.
+
+    What a question asks about is fetched over the length of a list, as options will make it.
+    """
+    scene = random_scene(rng)
+    asked = list(questions(scene))
+    talk = []
+    for question in rng.sample(asked, min(turns, len(asked))):
+        text = question.text
+        if rng.random() < 0.75:
+            other = rng.sample(rng.choice(_POOLS[-3:]), rng.choice((2, 3, 4, 4)))
+            text = f"{text}\n{_lettered(other)}\n{_IN_WORDS}"
+        talk.append(Turn(text, question.answer, about=_words(question)))
+    return Lesson(tuple(talk), scene)
+
+
+def choice_lesson(rng: random.Random, turns: int = 3) -> Lesson:
+    """Text with options before or behind the question, at times beside an unrelated picture.
+
+    Options that come first cannot be held against the question as they are read: the answer has
+    to be known and then found among them.
+    """
+    scene, told = None, ""
+    if rng.random() < 0.35:
+        other = random_scene(rng)
+        told = caption(other, rng) + "\n"
+        pool = [question for question in questions(other) if "background" not in question.text]
+        asked = [_of_scene(question) for question in rng.sample(pool, min(turns, len(pool)))]
+    else:
+        asked = [_usual(rng) if rng.random() < 0.6 else _fact(rng) for _ in range(turns)]
+        scene = random_scene(rng) if rng.random() < 0.6 else None
+    first, *rest = [_with_options(item, rng, first=rng.random() < 0.5) for item in asked]
+    return Lesson((first._replace(user=told + first.user), *rest), scene)
+
+
+def fact_drill(rng: random.Random, lookups: int = 12) -> Lesson:
+    """A lettered list of answers, then things, each with the letter of its answer.
+
+    The same as ``word_drill``, but the word to find is not in the text: it has to come to mind.
+    Now and then it is in the text after all, which is the way into the rest.
+    """
+    table = rng.choice(_TABLES)
+    if rng.random() < 0.3:
+        table = {answer: answer for answer in table.values()}
+    options = rng.sample(sorted(set(table.values())), rng.choice((2, 3, 4, 4)))
+    lines = [f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False)]
+    listed = "Options:\n" + "".join(lines)
+    things = [thing for thing, answer in table.items() if answer in options]
+    talk = [
+        Turn(f" {thing}", LETTERS[options.index(table[thing])], table[thing])
+        for thing in rng.choices(things, k=lookups)
+    ]
+    if rng.random() < 0.7:
+        return Lesson((Turn(listed, ""), *talk), plain=True)
+    return Lesson((Turn(f"{IMAGE}\n{listed}", ""), *talk), random_scene(rng), plain=True)
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A question with its right answer and all wrong ones."""
@@ -206,12 +272,27 @@ def _fact(rng: random.Random) -> _Asked:
     return _Asked(text, _sentence(right), tuple(_sentence(word) for word in sorted(wrong)))
 
 
-def _with_options(asked: _Asked, rng: random.Random) -> Turn:
+def _usual(rng: random.Random) -> _Asked:
+    """What a thing is like as a rule."""
+    question, answers = rng.choice(list(USUAL.items()))
+    thing, answer = rng.choice(list(answers.items()))
+    wrong = sorted(set(answers.values()) - {answer})
+    return _Asked(question.format(thing), _sentence(answer), tuple(map(_sentence, wrong)))
+
+
+def _lettered(options: Sequence[str]) -> str:
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+
+
+def _with_options(asked: _Asked, rng: random.Random, *, first: bool = False) -> Turn:
     wrong = rng.sample(asked.wrong, min(rng.choice((1, 2, 3, 3, 3, 3)), len(asked.wrong)))
     options = [asked.right, *wrong]
     rng.shuffle(options)
     letter = LETTERS[options.index(asked.right)]
-    return Turn(multiple_choice(asked.text, options), letter, asked.right, asked.about)
+    text = multiple_choice(asked.text, options)
+    if first:
+        text = f"{_lettered(options)}\n{asked.text}\n{INSTRUCTION}"
+    return Turn(text, letter, asked.right, asked.about)
 
 
 def sample_text(count: int = 4000, seed: int = 0) -> list[str]:

@@ -1,7 +1,8 @@
-"""The six stages in which the built-in base is taught, each a loss to be stepped on.
+"""The stages in which the built-in base is taught, each a loss to be stepped on.
 
 The same order as LLaVA's own parts: language by itself, vision by itself, the projector alone,
-then language about pictures, first what is where, then conversations.
+then language about pictures, first what is where, then conversations; at last letters for what is
+known without being read.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from vlmoe.data.scenes import (
 from vlmoe.models.tiny.classroom import Classroom, pixels_of
 from vlmoe.models.tiny.lessons import (
     choice_drill,
+    choice_lesson,
+    distracted_lesson,
+    fact_drill,
     picture_drill,
     picture_lesson,
     text_lesson,
@@ -161,6 +165,22 @@ class Talking(Recalling):
         return self.lessons(*kinds)
 
 
+class Choosing(Recalling):
+    """To find the letter of what is known: by text alone, beside pictures, never about them."""
+
+    def __call__(self) -> tuple[torch.Tensor, str]:
+        drills = ((fact_drill, 16), (picture_drill, 2))
+        return self.lessons(*drills, (choice_lesson, 6), (distracted_lesson, 5), (text_lesson, 2))
+
+
+class Reviewing(Recalling):
+    """All of it once more, so that no part fades while another is learned."""
+
+    def __call__(self) -> tuple[torch.Tensor, str]:
+        text = ((choice_lesson, 12), (fact_drill, 4), (text_lesson, 3))
+        return self.lessons(*text, (picture_lesson, 5), (distracted_lesson, 6), (picture_drill, 2))
+
+
 STAGES: dict[str, type[Stage]] = {
     "recall": Recalling,
     "read": Reading,
@@ -168,6 +188,8 @@ STAGES: dict[str, type[Stage]] = {
     "align": Aligning,
     "look": Looking,
     "talk": Talking,
+    "choose": Choosing,
+    "review": Reviewing,
 }
 
 _grid = torch.arange(SIDE * SIDE)

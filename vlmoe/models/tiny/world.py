@@ -115,3 +115,48 @@ def facts() -> tuple[Fact, ...]:
     """The whole table, in its order."""
     rows = [line.split(" | ") for line in _TABLE.strip().splitlines()]
     return tuple(Fact(name, kind, tuple(places.split("; "))) for name, kind, places in rows)
+
+
+USUAL: dict[str, dict[str, str]] = {
+    "What colour is {} as a rule?": {
+        **dict.fromkeys(("blood", "a tomato", "a strawberry", "a fire truck", "a rose"), "red"),
+        **dict.fromkeys(("a carrot", "an orange", "a pumpkin", "a basketball"), "orange"),
+        **dict.fromkeys(("a banana", "corn", "a lemon", "the sun", "a duckling"), "yellow"),
+        **dict.fromkeys(("grass", "a frog", "a cactus", "a bush", "a leaf"), "green"),
+        **dict.fromkeys(("the sea", "the sky", "a lake", "a whale"), "blue"),
+        **dict.fromkeys(("a plum", "a grape", "an eggplant", "lavender"), "purple"),
+        **dict.fromkeys(("snow", "a sheep", "milk", "a cloud", "a refrigerator"), "white"),
+        **dict.fromkeys(("coal", "a raven", "the night", "a piano", "a tire"), "black"),
+    },
+    "What size is {} beside a man?": {
+        **dict.fromkeys(("a bee", "an ant", "a crumb", "a fly", "a seed"), "tiny"),
+        **dict.fromkeys(("a mouse", "a frog", "an apple", "a shoe", "a spoon"), "small"),
+        **dict.fromkeys(("a horse", "a cow", "a bear", "a sofa", "a car"), "large"),
+        **dict.fromkeys(("an elephant", "a ship", "a castle", "a tower", "a train"), "huge"),
+    },
+    "What shape is {}?": {
+        **dict.fromkeys(("a coin", "a pizza", "a plate", "a clock"), "a circle"),
+        **dict.fromkeys(("a tile", "a window", "a chess board", "a box"), "a square"),
+        **dict.fromkeys(("a tent", "a slice of cake", "a sail", "a roof"), "a triangle"),
+        **dict.fromkeys(("a starfish", "a badge", "a snowflake"), "a star"),
+        **dict.fromkeys(("a plus", "a grave mark", "a windmill"), "a cross"),
+        **dict.fromkeys(("a donut", "a wheel", "a bracelet", "a crown"), "a ring"),
+    },
+    "How many {}?": {
+        **dict.fromkeys(("suns are in the sky", "trunks does an elephant have"), "one"),
+        **dict.fromkeys(("wheels does a bicycle have", "wings does a bird have"), "two"),
+        **dict.fromkeys(("sides does a triangle have", "lights does a signal have"), "three"),
+        **dict.fromkeys(("wheels does a car have", "legs does a table have"), "four"),
+    },
+    "Where is {}?": {
+        **dict.fromkeys(("the first word of a page", "north west on a map"), "at the top left"),
+        **dict.fromkeys(("the stamp of a letter", "north east on a map"), "at the top right"),
+        **dict.fromkeys(("the start of a graph", "south west on a map"), "at the bottom left"),
+        **dict.fromkeys(("the last word of a page", "south east on a map"), "at the bottom right"),
+    },
+}
+"""What things are like as a rule: question -> thing -> answer.
+
+The answers are words that also describe pictures, so that the base learns to choose a letter by
+what it knows, beside a picture full of the same words.
+"""
