@@ -18,19 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from data_prep import command
 from data_prep.soundness import balance, question_key, shared
-from vlmoe.data.collator import Collator
 from vlmoe.data.dataset import REJECTED, ExampleDataset, load_split, read_manifest
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
 from vlmoe.data.image import ImageError
 from vlmoe.errors import UserError
-from vlmoe.evaluate.report import align
+from vlmoe.evaluate.table import align
 from vlmoe.files import write_jsonl
+
+if TYPE_CHECKING:
+    from vlmoe.data.collator import Collator
 
 FOUND_BY = "check"
 SUSPICIOUS = 0.001

@@ -37,10 +37,10 @@ from vlmoe.evaluate.report import (
     accuracy_line,
     circular_line,
     metrics,
-    table,
     write_report,
 )
 from vlmoe.evaluate.scoring import MAX_NEW_TOKENS, SCORINGS, make_predictor
+from vlmoe.evaluate.table import table
 from vlmoe.files import write_json, write_jsonl
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, Base, load_base, resolve_device
 from vlmoe.train.config import TrainConfig

@@ -16,7 +16,8 @@ from vlmoe.adapter import adapter_table
 from vlmoe.data.mixture import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError, run_command
-from vlmoe.evaluate.report import accuracy_line, metrics, table
+from vlmoe.evaluate.report import accuracy_line, metrics
+from vlmoe.evaluate.table import table
 from vlmoe.models.llava import load_base
 from vlmoe.train import setup
 from vlmoe.train.config import from_command_line

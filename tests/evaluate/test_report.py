@@ -15,10 +15,10 @@ from vlmoe.evaluate.report import (
     circular_line,
     metrics,
     prediction_rows,
-    table,
     wilson,
     write_report,
 )
+from vlmoe.evaluate.table import table
 from vlmoe.predict import Prediction
 
 CHOICES = ("Red.", "Blue.", "red.", "Green.")  # the first and the third say the same
