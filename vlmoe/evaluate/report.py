@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmoe.data.example import Example
-from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.files import write_json, write_jsonl
-from vlmoe.predict import Prediction
+
+if TYPE_CHECKING:  # they import torch, which comparing two runs does not need
+    from vlmoe.evaluate.multiple_choice import Scored
+    from vlmoe.predict import Prediction
 
 METRICS = "metrics.json"
 SUBMISSION = "submission.jsonl"
