@@ -198,7 +198,8 @@ def write_rejected(file: Path, reports: dict[str, SplitReport]) -> None:
     """
     before = []
     if file.exists():
-        before = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_text(encoding="utf-8").split("\n")
+        before = [json.loads(line) for line in lines if line]
     kept = [row for row in before if row.get("found_by") != FOUND_BY]
     rows = [*kept, *(row for report in reports.values() for row in report.rejected)]
     if rows != before:

@@ -12,8 +12,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
+
+from tqdm import tqdm
 
 from data_prep import command
 from data_prep.own import ANSWERS, Fault, read_answer, read_question, read_turns
@@ -74,9 +77,11 @@ def prepare(
     else:
         files = {TO_DRAW: Path(source)}
     pictures = _Pictures(Path(images) if images else None)
-    records = [
-        record for split, file in files.items() for record in read(file, split, pictures, answers)
-    ]
+    found = chain.from_iterable(
+        read(file, split, pictures, answers) for split, file in files.items()
+    )
+    # It takes a while: pictures are read to know which are the same.
+    records = list(tqdm(found, desc="read", unit=" questions", disable=None))
     drawn = TO_DRAW in files
     if drawn:
         records = draw(records, dict(zip(SPLITS, shares, strict=True)), seed)
