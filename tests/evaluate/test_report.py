@@ -91,6 +91,16 @@ def test_files(tmp_path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 1
 
 
+def test_an_earlier_report_is_replaced(tmp_path):
+    """Its metrics do not stay beside predictions that they are not of."""
+    answered, open_one = [scored(1, 1)], [scored(-1, 0)]
+    write_report(tmp_path, answered, metrics(answered))
+    write_report(tmp_path, open_one, None)
+    assert {file.name for file in tmp_path.iterdir()} == {"predictions.jsonl", "submission.jsonl"}
+    write_report(tmp_path, answered, metrics(answered))
+    assert {file.name for file in tmp_path.iterdir()} == {"predictions.jsonl", "metrics.json"}
+
+
 def test_groups_both_ways():
     rows = [
         *[scored(1, 1, "GQA")] * 3,
