@@ -8,7 +8,9 @@ docs/data.md shows both forms.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -308,10 +310,13 @@ def _pairs(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    parts = tuple(float(part) for part in text.split(","))
-    if len(parts) != len(SPLITS) or min(parts) < 0 or sum(parts) == 0:
-        raise ValueError(text)
-    return parts
+    try:
+        parts = tuple(float(part) for part in text.split(","))
+        if len(parts) == len(SPLITS) and min(parts) >= 0 and 0 < sum(parts) < math.inf:
+            return parts
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not three shares such as 0.8,0.1,0.1")
 
 
 if __name__ == "__main__":
