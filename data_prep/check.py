@@ -18,19 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from data_prep import command
 from data_prep.soundness import balance, question_key, shared
-from vlmoe.data.collator import Collator
 from vlmoe.data.dataset import REJECTED, ExampleDataset, load_split, read_manifest
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
 from vlmoe.data.image import ImageError
 from vlmoe.errors import UserError
-from vlmoe.evaluate.report import align
+from vlmoe.evaluate.table import align
 from vlmoe.files import write_jsonl
+
+if TYPE_CHECKING:
+    from vlmoe.data.collator import Collator
 
 FOUND_BY = "check"
 SUSPICIOUS = 0.001
@@ -196,7 +198,8 @@ def write_rejected(file: Path, reports: dict[str, SplitReport]) -> None:
     """
     before = []
     if file.exists():
-        before = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_text(encoding="utf-8").split("\n")
+        before = [json.loads(line) for line in lines if line]
     kept = [row for row in before if row.get("found_by") != FOUND_BY]
     rows = [*kept, *(row for report in reports.values() for row in report.rejected)]
     if rows != before:

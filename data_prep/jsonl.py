@@ -8,12 +8,17 @@ docs/data.md shows both forms.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
+
+from tqdm import tqdm
 
 from data_prep import command
 from data_prep.own import ANSWERS, Fault, read_answer, read_question, read_turns
@@ -74,9 +79,11 @@ def prepare(
     else:
         files = {TO_DRAW: Path(source)}
     pictures = _Pictures(Path(images) if images else None)
-    records = [
-        record for split, file in files.items() for record in read(file, split, pictures, answers)
-    ]
+    found = chain.from_iterable(
+        read(file, split, pictures, answers) for split, file in files.items()
+    )
+    # It takes a while: pictures are read to know which are the same.
+    records = list(tqdm(found, desc="read", unit=" questions", disable=None))
     drawn = TO_DRAW in files
     if drawn:
         records = draw(records, dict(zip(SPLITS, shares, strict=True)), seed)
@@ -303,10 +310,13 @@ def _pairs(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _shares(text: str) -> tuple[float, ...]:
-    parts = tuple(float(part) for part in text.split(","))
-    if len(parts) != len(SPLITS) or min(parts) < 0 or sum(parts) == 0:
-        raise ValueError(text)
-    return parts
+    try:
+        parts = tuple(float(part) for part in text.split(","))
+        if len(parts) == len(SPLITS) and min(parts) >= 0 and 0 < sum(parts) < math.inf:
+            return parts
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not three shares such as 0.8,0.1,0.1")
 
 
 if __name__ == "__main__":

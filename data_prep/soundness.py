@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-
-import torch
 
 from vlmoe.data.example import UNLABELLED, Example
 
@@ -67,6 +66,16 @@ def balance(examples: Iterable[Example]) -> Balance:
 
 
 def _chi_square_tail(statistic: float, freedom: int) -> float:
-    """P(chi-square >= statistic), the upper regularised incomplete gamma function Q(k/2, x/2)."""
-    halves = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
-    return float(torch.special.gammaincc(halves[0], halves[1]))
+    """P(chi-square >= statistic) with ``freedom`` degrees, for whole degrees a finite sum.
+
+    With x = statistic / 2 it is Q(freedom / 2, x), the regularised incomplete gamma function:
+    Q(1/2, x) = erfc(sqrt x), Q(1, x) = exp(-x), Q(s + 1, x) = Q(s, x) + x^s exp(-x) / Gamma(s + 1).
+    """
+    x = statistic / 2
+    if x == 0:
+        return 1.0
+    start, tail = (0.5, math.erfc(math.sqrt(x))) if freedom % 2 else (1.0, math.exp(-x))
+    for step in range((freedom - 1) // 2):
+        s = start + step
+        tail += math.exp(s * math.log(x) - x - math.lgamma(s + 1))
+    return tail

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from tqdm import tqdm
+
 from data_prep import command, hub
 from data_prep.splitting import draw_splits
 from vlmoe.data.example import LETTERS, UNLABELLED
@@ -76,7 +78,7 @@ def prepare(
     path, origin = hub.fetch(str(source))
     rows = tsv_rows(path) if path.is_file() else parquet_rows(path)
     # Read twice: who goes where depends on all rows, and the pictures are too many to keep.
-    plan = [_Plan.of(row) for row in rows()]
+    plan = [_Plan.of(row) for row in tqdm(rows(), desc="read", unit=" rows", disable=None)]
     categories = sorted({entry.category for entry in plan})
     return write_dataset(
         out,

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from vlmoe.models.llava import load_base
+from vlmoe.models.llava import hide_bars_from_logs, load_base
 from vlmoe.models.tiny.classroom import Classroom
 from vlmoe.models.tiny.exam import open_accuracy
 from vlmoe.models.tiny.network import build_model, build_processor
@@ -55,6 +55,7 @@ def main() -> None:
         examine(base.model, base.processor)
         return
 
+    hide_bars_from_logs()
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(args.seed)

@@ -16,35 +16,33 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from vlmoe.adapter import load_adapter
-from vlmoe.adapter.load import find_adapter, read_base_name
-from vlmoe.data.collator import IMAGE_FITS
+from vlmoe.choices import DEFAULT_MODEL, DTYPES, IMAGE_FITS, MAX_NEW_TOKENS, QUANTIZE, SCORINGS
 from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mixture import draw, load_mixture
-from vlmoe.data.prompt import PROMPTS
+from vlmoe.data.prompt import LLAVA, PROMPTS
 from vlmoe.data.registry import label as dataset_label
 from vlmoe.data.registry import locate_all
 from vlmoe.data.vmcbench import group_of
 from vlmoe.errors import UserError, run_command
-from vlmoe.evaluate.compare import compare, comparison_text, read_predictions
-from vlmoe.evaluate.multiple_choice import score
+from vlmoe.evaluate.compare import compare, comparison_text, other_protocol, read_predictions
 from vlmoe.evaluate.report import (
     SUBMISSION,
     accuracy_line,
     circular_line,
     metrics,
-    table,
     write_report,
 )
-from vlmoe.evaluate.scoring import MAX_NEW_TOKENS, SCORINGS, make_predictor
+from vlmoe.evaluate.table import table
 from vlmoe.files import write_json, write_jsonl
-from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, Base, load_base, resolve_device
-from vlmoe.train.config import TrainConfig
-from vlmoe.train.directory import settings_of
+
+# What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
+# flag and --compare need none of it.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vlmoe.models.llava import Base
 
 NONE = "none"  # what --adapter calls the bare base
 BASE = "base"  # what tables and directories call it
@@ -135,15 +133,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from vlmoe.adapter.load import find_adapter
+    from vlmoe.evaluate.multiple_choice import score
+    from vlmoe.evaluate.scoring import make_predictor
+    from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
+
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
     name = args.model or common_base(folders)
     args.prompt = args.prompt or common_setting("prompt", folders)
     args.image_fit = args.image_fit or common_setting("image_fit", folders)
-    examples = draw(load_mixture(locate_all(args.dataset), args.split), args.limit, args.seed)
+    whole = load_mixture(locate_all(args.dataset), args.split)
+    examples = draw(whole, args.limit, args.seed)
+    args.limit = len(examples) if len(examples) < len(whole) else 0  # a limit that limits
     groups = {name: group for name in examples.categories if (group := group_of(name))}
 
     device = resolve_device(args.device)
+    precision = str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
     collator = base.collator(args.image_fit, args.prompt)
 
@@ -162,7 +168,8 @@ def evaluate(args: argparse.Namespace) -> None:
         numbers = None
         if any(item.correct is not None for item in scored):
             numbers = metrics(scored, groups)
-            numbers["settings"] = settings(args, adapters.get(label, NONE), name)
+            numbers["settings"] = {"adapter": adapters.get(label, NONE), "model": name,
+                                   "dtype": precision, **settings(args)}  # fmt: skip
             columns[label] = numbers
         beside = {BASE: columns[BASE]} if label != BASE and BASE in columns else {}
         for place in places[label]:
@@ -170,6 +177,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if columns:
         print(table(columns))
+    if args.limit:
+        print(f"only {len(examples)} of {len(whole)} questions, drawn by --seed {args.seed}")
+    if args.blank_images:
+        print("grey pictures were shown in place of the real ones")
     for place in sorted({place for written in places.values() for place in written}):
         print(f"written to {place}")
     if unlabelled := examples.answers.count(UNLABELLED):
@@ -186,6 +197,8 @@ def models(
     base: Base, folders: dict[str, Path], *, with_base: bool
 ) -> Iterator[tuple[str, nn.Module]]:
     """The bare base, then it with one adapter after the other; it is loaded only once."""
+    from vlmoe.adapter import load_adapter
+
     if with_base:
         yield BASE, base.model
     for label, folder in folders.items():
@@ -210,6 +223,8 @@ def name_adapters(given: Sequence[str]) -> dict[str, str]:
 
 def common_base(folders: dict[str, Path]) -> str:
     """The base that all adapters were trained on; the default one if there are none."""
+    from vlmoe.adapter.load import read_base_name
+
     bases = {label: read_base_name(folder) for label, folder in folders.items()}
     if len(set(bases.values())) > 1:
         trained = "; ".join(f"{label} on {name}" for label, name in bases.items())
@@ -222,6 +237,9 @@ def common_base(folders: dict[str, Path]) -> str:
 
 def common_setting(name: str, folders: dict[str, Path]) -> str:
     """What all adapters were trained with; training's default where that is not known."""
+    from vlmoe.train.config import TrainConfig
+    from vlmoe.train.directory import settings_of
+
     default = getattr(TrainConfig(), name)
     values = {label: settings_of(folder).get(name, default) for label, folder in folders.items()}
     if len(set(values.values())) > 1:
@@ -231,11 +249,11 @@ def common_setting(name: str, folders: dict[str, Path]) -> str:
     return next(iter(values.values()), default)
 
 
-def settings(args: argparse.Namespace, adapter: str, model: str) -> dict[str, Any]:
+def settings(args: argparse.Namespace) -> dict[str, Any]:
     """How the numbers came about, for metrics.json."""
     names = ("dataset", "split", "scoring", "prompt", "circular", "blank_images", "image_fit",
-             "quantize", "limit", "seed")  # fmt: skip
-    return {"adapter": adapter, "model": model} | {name: getattr(args, name) for name in names}
+             "max_new_tokens", "quantize", "limit", "seed")  # fmt: skip
+    return {name: getattr(args, name) for name in names}
 
 
 def output_directories(
@@ -265,12 +283,17 @@ def output_directories(
 
 
 def report_name(args: argparse.Namespace) -> str:
-    """Dataset, split, and what is not as usual: no protocol overwrites another's report."""
+    """Dataset, split, and what is not as usual: no report overwrites one made in another way."""
+    usual = {"scoring": SCORINGS[0], "prompt": LLAVA.name, "image_fit": IMAGE_FITS[0],
+             "quantize": QUANTIZE[0], "dtype": "auto"}  # fmt: skip
     parts = [dataset_label(args.dataset), args.split]
     parts += ["blank"] if args.blank_images else []
-    parts += [args.scoring] if args.scoring != "letter" else []
-    parts += [args.prompt] if args.prompt != "llava" else []
+    parts += [getattr(args, name) for name in usual if getattr(args, name) != usual[name]]
+    if args.scoring == "generate" and args.max_new_tokens != MAX_NEW_TOKENS:
+        parts.append(f"{args.max_new_tokens}tokens")
     parts += ["circular"] if args.circular else []
+    if args.limit:
+        parts += [f"limit{args.limit}", *([f"seed{args.seed}"] if args.seed else [])]
     return "-".join(parts)
 
 
@@ -282,6 +305,8 @@ def compare_predictions(args: argparse.Namespace) -> None:
         numbers = {"a": args.compare[0], "b": args.compare[1]} | found.numbers()
         write_json(args.output / "comparison.json", numbers)
         write_jsonl(args.output / "changed.jsonl", found.changed)
+    for name, values in other_protocol(*args.compare).items():
+        print(f"not scored alike: {name} is {values[0]} in A and {values[1]} in B")
     print(comparison_text(found, args.compare, args.show))
 
 

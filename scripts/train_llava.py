@@ -10,22 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from vlmoe.adapter import adapter_table
 from vlmoe.data.mixture import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError, run_command
-from vlmoe.evaluate.report import accuracy_line, metrics, table
-from vlmoe.models.llava import load_base
-from vlmoe.train import setup
+from vlmoe.evaluate.report import accuracy_line, metrics
+from vlmoe.evaluate.table import table
 from vlmoe.train.config import from_command_line
-from vlmoe.train.directory import RunDirectory
-from vlmoe.train.loop import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, resume = from_command_line(argv, __doc__)
+    # These take seconds: --help and a mistyped flag answer before them.
+    import torch
+
+    from vlmoe.adapter import adapter_table
+    from vlmoe.models.llava import load_base
+    from vlmoe.train import setup
+    from vlmoe.train.directory import RunDirectory
+    from vlmoe.train.loop import train
+
     accelerator = setup.make_accelerator(config)
     directory = RunDirectory(config.run_directory, resume, writes=accelerator.is_main_process)
 

@@ -7,9 +7,20 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import vlmoe
 
 ROOT = Path(__file__).parents[2]
+
+
+def printed(script: str) -> list[str]:
+    """The words that a process of its own prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
 
 
 def test_importing_registers_the_method_and_needs_no_optional_part() -> None:
@@ -24,11 +35,33 @@ def test_importing_registers_the_method_and_needs_no_optional_part() -> None:
         "model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), get_peft_config(values))\n"
         "print(type(model.base_model).__name__, vlmoe.__version__)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    assert printed(script) == ["MoELoraModel", vlmoe.__version__]
+
+
+@pytest.mark.parametrize(
+    "first", ["import peft, vlmoe", "import vlmoe.evaluate.scoring"]
+)  # the second one imports PEFT before anything of the adapter
+def test_the_method_is_known_whatever_is_imported_first(first: str) -> None:
+    script = (
+        f"{first}\n"
+        "from peft import get_peft_config\n"
+        "print(type(get_peft_config({'peft_type': 'MOE_LORA'})).__name__)\n"
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["MoELoraModel", vlmoe.__version__]
+    assert printed(script) == ["MoELoraConfig"]
+
+
+def test_importing_is_quick() -> None:
+    """Nothing of what takes seconds: commands answer at once, and preparing data needs none."""
+    heavy = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas")
+    script = (
+        "import sys, vlmoe\n"
+        "from data_prep import check, jsonl, scienceqa, shapes, visual7w, vmcbench\n"
+        "from runpy import run_path\n"
+        "for name in ('train_llava', 'evaluate'):\n"
+        "    run_path(f'scripts/{name}.py')\n"
+        f"print(*set(sys.modules).intersection({heavy}))\n"
+    )
+    assert printed(script) == []
 
 
 def test_the_version_is_the_projects() -> None:

@@ -330,6 +330,23 @@ def test_an_interrupted_run_is_taken_up_but_never_a_living_one(tmp_path: Path) -
     assert len(load_split(tmp_path / "d", "train")) == 5
 
 
+def test_what_a_dead_run_stored_and_this_one_cannot_use_goes(tmp_path: Path) -> None:
+    """The source's picture broke meanwhile: the good copy of then is not part of the dataset."""
+
+    def interrupted() -> Iterator[Question]:
+        yield from many()[:30]  # the first ones are stored by then: few wait at a time
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "d", interrupted(), workers=1)
+    (left,) = tmp_path.glob(".d.building-*")
+    assert (left / "images" / "3.png").is_file()
+    now = [question(3, picture=Picture("3.png", png()[:50])), *many()[4:10]]
+    write(tmp_path / "d", now, max_rejected=0.5)
+    stored = {file.name for file in (tmp_path / "d" / "images").iterdir()}
+    assert stored == {f"{n}.png" for n in range(4, 10)}
+
+
 def test_two_pictures_of_one_name_are_a_readers_mistake(tmp_path: Path) -> None:
     records = [question(0), question(1, picture=Picture("a.png", png("blue")))]
     with pytest.raises(ValueError, match=r"two pictures want the name 'a.png'"):

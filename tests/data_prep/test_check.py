@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from data_prep import check
-from data_prep.soundness import balance, question_key, shared
+from data_prep.soundness import _chi_square_tail, balance, question_key, shared
 from tests.parquet_source import encoded, shade, torn
 from tests.tree import tree
 from vlmoe.data.example import Example
@@ -182,11 +183,14 @@ def example(answer: int, options: int = 4) -> Example:
 
 def test_chi_square_against_the_tables() -> None:
     """11.345 is the 1% point with 3 degrees of freedom, 3.841 the 5% point with 1."""
-    from data_prep.soundness import _chi_square_tail
-
     assert _chi_square_tail(11.345, 3) == pytest.approx(0.01, rel=1e-3)
     assert _chi_square_tail(3.8415, 1) == pytest.approx(0.05, rel=1e-3)
     assert _chi_square_tail(0.0, 2) == 1.0
+    for freedom in (1, 2, 3, 4, 7, 50, 325):
+        for statistic in (0.1, 1.0, 30.0, 400.0, 5000.0):
+            halves = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
+            expected = float(torch.special.gammaincc(halves[0], halves[1]))
+            assert _chi_square_tail(statistic, freedom) == pytest.approx(expected, rel=1e-8)
 
 
 def test_balance() -> None:

@@ -191,8 +191,30 @@ def test_the_command(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(UserError, match="begins like a JSON list"):
         jsonl.main(["--source", str(tmp_path / "bad.json"), "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
-    with pytest.raises(SystemExit):
-        jsonl.main(["--source", "a", "--out", "b", "--shares", "1,2"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--shares", "1,2", "'1,2' is not three shares such as 0.8,0.1,0.1"),
+        ("--shares", "1,x,2", "is not three shares"),
+        ("--shares", "0,0,0", "is not three shares"),
+        ("--shares", "nan,1,1", "is not three shares"),
+        ("--shares", "1,-1,1", "is not three shares"),
+        ("--max-rejected", "1.5", "'1.5' is not a share from 0 to 1"),
+        ("--max-rejected", "all", "'all' is not a share from 0 to 1"),
+        ("--workers", "0", "'0' is not a whole number above 0"),
+        ("--workers", "two", "'two' is not a whole number above 0"),
+    ],
+)
+def test_flags_that_make_no_sense(
+    flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        jsonl.main(["--source", "a", "--out", "b", flag, value])
+    assert ended.value.code == 2
+    assert f"argument {flag}: " in (told := capsys.readouterr().err)
+    assert message in told
 
 
 def test_the_example_in_the_docs(tmp_path: Path) -> None:

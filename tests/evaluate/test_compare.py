@@ -17,6 +17,7 @@ from vlmoe.evaluate.compare import (
     paired_interval,
     read_predictions,
 )
+from vlmoe.files import write_jsonl
 
 
 def row(name: str, prediction: int | None, answer: int = 0, **other) -> dict:
@@ -148,6 +149,25 @@ def test_files(tmp_path):
     write(tmp_path / "predictions.jsonl", rows(0, 1).values())
     assert read_predictions(tmp_path) == read_predictions(tmp_path / "predictions.jsonl")
     assert list(read_predictions(tmp_path)) == ["0", "1"]
+
+
+def test_a_text_may_hold_any_character(tmp_path):
+    odd = "one\u2028two\x85three\x0cfour\r\nfive"
+    write_jsonl(tmp_path / "predictions.jsonl", [row("1", 0, question=odd), row(odd, 1)])
+    assert read_predictions(tmp_path)["1"]["question"] == odd
+    assert list(read_predictions(tmp_path)) == ["1", odd]
+
+
+def test_datasets_that_share_ids(tmp_path):
+    """Ids are unique within a dataset; a mixture's predictions may hold one of them twice."""
+    both = [row("1", 0, dataset="a"), row("1", 1, dataset="b"), row("2", 1, dataset="b")]
+    one = read_predictions(write(tmp_path / "one.jsonl", both))
+    assert list(one) == ["a/1", "b/1", "b/2"]
+    both[1] |= {"prediction": 0, "correct": True}
+    other = read_predictions(write(tmp_path / "other.jsonl", both))
+    assert [item["id"] for item in compare(one, other).changed] == ["1"]
+    with pytest.raises(UserError, match="line 4: the id '1' stands there twice"):
+        read_predictions(write(tmp_path / "twice.jsonl", [*both, both[0]]))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from vlmoe.evaluate.report import (
     circular_line,
     metrics,
     prediction_rows,
-    table,
     wilson,
     write_report,
 )
+from vlmoe.evaluate.table import table
 from vlmoe.predict import Prediction
 
 CHOICES = ("Red.", "Blue.", "red.", "Green.")  # the first and the third say the same
@@ -89,6 +89,16 @@ def test_files(tmp_path):
     assert written[0]["choices"] == list(CHOICES)
     assert [row["correct"] for row in written] == [True, None]
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n"] == 1
+
+
+def test_an_earlier_report_is_replaced(tmp_path):
+    """Its metrics do not stay beside predictions that they are not of."""
+    answered, open_one = [scored(1, 1)], [scored(-1, 0)]
+    write_report(tmp_path, answered, metrics(answered))
+    write_report(tmp_path, open_one, None)
+    assert {file.name for file in tmp_path.iterdir()} == {"predictions.jsonl", "submission.jsonl"}
+    write_report(tmp_path, answered, metrics(answered))
+    assert {file.name for file in tmp_path.iterdir()} == {"predictions.jsonl", "metrics.json"}
 
 
 def test_groups_both_ways():

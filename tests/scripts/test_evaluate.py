@@ -126,6 +126,49 @@ def test_every_way_to_score(evaluate, small, tmp_path, scoring, capsys):
     assert ("unparsed" in capsys.readouterr().out) == (scoring == "generate")
 
 
+def test_a_part_is_not_taken_for_the_whole(evaluate, small, tmp_path, capsys):
+    """Nor grey pictures for real ones: each way to score has a report of its own."""
+    flags = ["--adapter", "none", "--model", small[1], "--dataset", small[3]]
+    evaluate(*flags)
+    everything = read(tmp_path / "runs/evaluate/small/prepared-test")
+    assert "only" not in capsys.readouterr().out
+    evaluate(*flags, "--limit", 3, "--seed", 5)
+    told = capsys.readouterr().out
+    assert f"only 3 of {everything[0]['n']} questions, drawn by --seed 5" in told
+    evaluate(*flags, "--limit", 3)
+    evaluate(*flags, "--limit", 2, "--blank-images", "--image-fit", "pad", "--dtype", "bf16")
+    assert "grey pictures were shown in place of the real ones" in capsys.readouterr().out
+    evaluate(*flags, "--scoring", "generate", "--max-new-tokens", 2, "--limit", 1)
+    evaluate(*flags, "--limit", 1000)  # no limit at all
+    reports = {path.name: read(path) for path in (tmp_path / "runs/evaluate/small").iterdir()}
+    limits = {
+        "prepared-test": 0,
+        "prepared-test-limit3": 3,
+        "prepared-test-limit3-seed5": 3,
+        "prepared-test-blank-pad-bf16-limit2": 2,
+        "prepared-test-generate-2tokens-limit1": 1,
+    }
+    assert {name: numbers["settings"]["limit"] for name, (numbers, _) in reports.items()} == limits
+    assert reports["prepared-test"] == everything
+    blank = reports["prepared-test-blank-pad-bf16-limit2"][0]["settings"]
+    assert (blank["blank_images"], blank["image_fit"], blank["dtype"]) == (True, "pad", "bfloat16")
+    assert everything[0]["settings"]["dtype"] == "float32"
+
+
+def test_comparing_what_was_not_scored_alike(evaluate, small, tmp_path, capsys):
+    flags = ["--adapter", "none", "--model", small[1], "--dataset", small[3]]
+    evaluate(*flags, "--output", "seen")
+    evaluate(*flags, "--output", "grey", "--blank-images", "--circular")
+    capsys.readouterr()
+    evaluate("--compare", "seen", "grey/predictions.jsonl")
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "not scored alike: blank_images is False in A and True in B"
+    assert told[1].startswith("A: ")
+    (tmp_path / "grey" / "metrics.json").unlink()
+    evaluate("--compare", "seen", "grey")
+    assert "not scored alike" not in capsys.readouterr().out
+
+
 def test_circular(evaluate, small, tmp_path, capsys):
     evaluate("--adapter", "none", "--model", small[1], "--dataset", small[3], "--circular")
     out = capsys.readouterr().out.splitlines()
@@ -146,7 +189,7 @@ def test_a_run_is_scored_with_its_own_prompt_and_pictures(runs, evaluate, small,
         evaluate("--adapter", adapter, "--dataset", small[3])
         assert capsys.readouterr().out.splitlines()[-1] == trained
     (report,) = (tmp_path / "a" / "evaluate").iterdir()
-    assert report.name == "prepared-test-paper"
+    assert report.name == "prepared-test-paper-pad"
     numbers, rows = read(report)
     assert numbers["settings"]["prompt"] == "paper"
     assert numbers["settings"]["image_fit"] == "pad"

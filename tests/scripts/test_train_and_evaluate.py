@@ -65,6 +65,22 @@ def test_run_leaves_what_it_promises(train, small, tmp_path, capsys):
     assert adapter["peft_type"] == "MOE_LORA"
 
 
+def test_a_run_scored_on_a_part_says_so(train, evaluate, small, tmp_path, capsys):
+    """And names the command that scores the same part again."""
+    train(*small, "--output", "run", "--max-steps", 1, "--test-questions", 5, "--seed", 3)
+    trained = capsys.readouterr().out.splitlines()[-1]
+    assert "(n=5," in trained
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["settings"]["limit"] == 5
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "## Accuracy on 5 questions of the test split, drawn by seed 3, of " in card
+    (flags,) = re.findall(r"python scripts/evaluate.py (.*)`", card)
+    evaluate(*flags.replace("RUN", "run").split())
+    assert capsys.readouterr().out.splitlines()[-1] == trained
+    assert [path.name for path in (tmp_path / "run/evaluate").iterdir()] == [
+        "prepared-test-limit5-seed3"
+    ]
+
+
 @pytest.mark.parametrize("optim", ["sgd", "rsgd", "gsgd", "adamw", "radamw", "gadamw", "gradamw"])
 def test_every_optimizer_changes_the_adapter(train, small, tmp_path, optim):
     train(*small, "--optim", optim, "--output", optim, "--max-steps", 2)

@@ -26,7 +26,7 @@ def test_same_losses_and_one_writer(small, train, tmp_path, pictures):
         scienceqa.prepare(str(source), tmp_path / "some")
         flags += ["--dataset", str(tmp_path / "some")]
     train(*flags, "--output", "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, str(SCRIPTS / "train_llava.py"), *flags, "--output", "two"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=300)
     one, two = (
@@ -35,6 +35,15 @@ def test_same_losses_and_one_writer(small, train, tmp_path, pictures):
     )
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5)
+    # Whoever asks, options stand in the same order.
+    asked = [
+        [
+            (row["id"], row["choices"], row["answer"])
+            for row in map(json.loads, (tmp_path / name / "predictions.jsonl").open())
+        ]
+        for name in ("one", "two")
+    ]
+    assert asked[0] == asked[1]
     # The statistics of the router are of all questions, not of one process's.
     for tower in ("vision", "language"):
         theirs, ours = two[0]["routing"][tower], one[0]["routing"][tower]

@@ -1,5 +1,8 @@
 """MoE-LoRA as a PEFT method: the mixture, its layers, and what is said and checked about them."""
 
+# First of all: its import makes vlmoe register the method, which needs all of this package.
+import peft  # noqa: F401
+
 from vlmoe.adapter.config import MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer
 from vlmoe.adapter.load import load_adapter

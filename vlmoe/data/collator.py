@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor
 
+from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.answer_tokens import AnswerTokens
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.prompt import IMAGE, LLAVA, PromptStyle, chat
 from vlmoe.errors import UserError
 
 IGNORED = -100
-IMAGE_FITS = ("crop", "pad")
 
 
 @dataclass(frozen=True)

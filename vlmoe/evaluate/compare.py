@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe.errors import UserError
-from vlmoe.evaluate.report import wilson
+from vlmoe.evaluate.report import METRICS, wilson
 
 PREDICTIONS = "predictions.jsonl"
+# Of a report's settings: what makes other answers of the same questions to the same model.
+PROTOCOL = ("scoring", "prompt", "image_fit", "blank_images", "quantize", "dtype")
 _NEEDED = ("id", "question", "choices", "prediction", "answer", "correct")
 
 
@@ -52,24 +54,27 @@ class Comparison:
 
 
 def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Rows of a ``predictions.jsonl`` by id.
+    """Rows of a ``predictions.jsonl`` by id, ``DATASET/ID`` where two datasets share an id.
 
     Args:
         path: the file, or a directory that holds it.
 
     Raises:
-        UserError: there is no such file, it is damaged, or an id stands in it twice.
+        UserError: there is no such file, it is damaged, or a question stands in it twice.
     """
     file = Path(path) / PREDICTIONS if Path(path).is_dir() else Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a text may hold U+2028 and other ends of a line that JSON does not escape.
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except FileNotFoundError:
         raise UserError(
             f"there is no {file}: give a {PREDICTIONS}, or a directory that holds one"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    rows: dict[str, dict[str, Any]] = {}
+    if lines == [""]:
+        raise UserError(f"{file} is empty")
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -78,12 +83,34 @@ def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{file}, line {number} is no JSON object: {error}") from error
         if missing:
             raise UserError(f"{file}, line {number} lacks {', '.join(missing)}")
-        if row["id"] in rows:
+        rows.append(row)
+    names = [row["id"] for row in rows]
+    if len(set(names)) < len(names):
+        names = [f"{row.get('dataset', '')}/{row['id']}" for row in rows]
+    by_name: dict[str, dict[str, Any]] = {}
+    for number, (name, row) in enumerate(zip(names, rows, strict=True), start=1):
+        if name in by_name:
             raise UserError(f"{file}, line {number}: the id {row['id']!r} stands there twice")
-        rows[row["id"]] = row
-    if not rows:
-        raise UserError(f"{file} is empty")
-    return rows
+        by_name[name] = row
+    return by_name
+
+
+def other_protocol(a: str | Path, b: str | Path) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two reports differ, as far as ``metrics.json`` beside them tells."""
+    of_a, of_b = _settings(a), _settings(b)
+    return {
+        name: (of_a[name], of_b[name])
+        for name in PROTOCOL
+        if name in of_a and name in of_b and of_a[name] != of_b[name]
+    }
+
+
+def _settings(path: str | Path) -> dict[str, Any]:
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    try:
+        return dict(json.loads((folder / METRICS).read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}  # unlabelled questions have no metrics, and predictions may lie alone
 
 
 def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) -> Comparison:

@@ -13,14 +13,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import DynamicCache, GenerationConfig
 
+from vlmoe.choices import MAX_NEW_TOKENS, SCORINGS
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.evaluate.parse import parse_answer
 from vlmoe.predict import Prediction, Predictor
-
-SCORINGS = ("letter", "option", "generate")
-MAX_NEW_TOKENS = 32
 
 
 class OptionPredictor(Predictor):

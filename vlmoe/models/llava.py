@@ -28,15 +28,13 @@ try:  # the same pixels whether torchvision is installed or not, and no warning 
 except ImportError:  # transformers < 5.2 has one class, which works with PIL
     from transformers import CLIPImageProcessor as ImageProcessor  # type: ignore[assignment]
 
+from vlmoe.choices import DEFAULT_MODEL, DTYPES, QUANTIZE
 from vlmoe.data.answer_tokens import answer_tokens
 from vlmoe.data.collator import Collator
 from vlmoe.data.prompt import IMAGE, LLAVA, PROMPTS
 from vlmoe.errors import UserError
 
-DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
 TINY = "tiny"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-QUANTIZE = ("none", "4bit", "8bit")
 # Left alone when quantizing: letters are read off the head, and the projector is small. Both
 # paths of the projector, because versions of transformers match them in different ways.
 UNQUANTIZED = ["lm_head", "multi_modal_projector", "model.multi_modal_projector"]
@@ -105,8 +103,7 @@ def load_base(
     device = torch.device(device)
     torch_dtype = resolve_dtype(dtype, device)
     source = _source(name)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    hide_bars_from_logs()
     try:
         config = _load_config(name, source)
         processor = _load_processor(source, config)
@@ -183,13 +180,19 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def hide_bars_from_logs() -> None:
+    """None of transformers' progress bars where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bf16 on a GPU and fp32 on the CPU. Raises ``UserError`` on an unknown name."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: choose from auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return getattr(torch, DTYPES[dtype])
 
 
 def image_token_count(config: LlavaConfig) -> int:

@@ -10,7 +10,8 @@ import transformers
 import yaml
 
 import vlmoe
-from vlmoe.evaluate.report import accuracy_line, table
+from vlmoe.evaluate.report import accuracy_line
+from vlmoe.evaluate.table import table
 from vlmoe.models.llava import TINY
 from vlmoe.train.config import TrainConfig, to_yaml
 
@@ -29,6 +30,10 @@ def model_card(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[
     }
     if config.model != TINY:
         facts["base_model"] = config.model
+    scored, remake = "the test split", f"--dataset {config.dataset} --split test"
+    if config.test_questions == numbers["n"]:
+        scored = f"{numbers['n']} questions of the test split, drawn by seed {config.seed},"
+        remake += f" --limit {numbers['n']} --seed {config.seed}"
     return f"""---
 {yaml.safe_dump(facts, sort_keys=False).strip()}
 ---
@@ -39,7 +44,7 @@ def model_card(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[
 (arXiv 2502.15828); gate rescaling `{config.rescale}`, first values `{config.init}`. It takes a
 picture and a question with lettered options, and answers with a letter.
 
-## Accuracy on the test split of {config.dataset}
+## Accuracy on {scored} of {config.dataset}
 
 ```
 {table({"base": base_numbers, "adapter": numbers})}
@@ -48,7 +53,7 @@ picture and a question with lettered options, and answers with a letter.
 ```
 
 Intervals are Wilson's 95% intervals over questions. Remake these numbers with
-`python scripts/evaluate.py --adapter RUN --dataset {config.dataset} --split test`.
+`python scripts/evaluate.py --adapter RUN {remake}`.
 
 ## Use
 

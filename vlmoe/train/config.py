@@ -19,15 +19,11 @@ from typing import Any
 
 import yaml
 
-from vlmoe.adapter.config import GATE_RESCALES, INITS
-from vlmoe.data.collator import IMAGE_FITS
+from vlmoe.choices import DEFAULT_MODEL, DTYPES, IMAGE_FITS, QUANTIZE
 from vlmoe.data.mixture import PROPORTIONAL, shares
 from vlmoe.data.prompt import PROMPTS
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
-from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE
-from vlmoe.optim.precondition import DAMPING_MODES
-from vlmoe.optim.recipe import OPTIMIZERS
 
 CONFIG_FILE = "config.yaml"
 DEFAULT_STEPS = 1000
@@ -164,6 +160,8 @@ class TrainConfig:
     @property
     def rescale(self) -> str:
         """The gate rescaling in force."""
+        from vlmoe.optim.recipe import OPTIMIZERS
+
         return self.gate_rescale or OPTIMIZERS[self.optim].gate_rescale
 
     @property
@@ -330,6 +328,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _range_faults(config: TrainConfig):
+    from vlmoe.adapter.config import GATE_RESCALES, INITS
+    from vlmoe.optim.precondition import DAMPING_MODES
+    from vlmoe.optim.recipe import OPTIMIZERS
+
     choices: dict[str, list[str]] = {
         "optim": list(OPTIMIZERS),
         "quantize": list(QUANTIZE),

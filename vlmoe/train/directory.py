@@ -15,6 +15,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from vlmoe.choices import SCORINGS
 from vlmoe.errors import UserError
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.evaluate.report import write_report
@@ -98,10 +99,27 @@ class RunDirectory:
         if not self.writes:
             return
         self.draw(run)
-        write_report(self.path, scored, numbers | {"base": base_numbers})
+        settings = {"settings": _scoring_settings(run.config, numbers["n"])}
+        write_report(self.path, scored, numbers | settings | {"base": base_numbers})
         card = model_card(run.config, base_numbers, numbers)
         for place in (self.path, self.path / checkpoint.ADAPTER):
             write_text(place / "README.md", card)
+
+
+def _scoring_settings(config: TrainConfig, scored: int) -> dict[str, Any]:
+    """How a run's test questions are scored, in the words of ``scripts/evaluate.py``."""
+    return {
+        "dataset": config.dataset,
+        "split": "test",
+        "scoring": SCORINGS[0],
+        "prompt": config.prompt,
+        "circular": False,
+        "blank_images": False,
+        "image_fit": config.image_fit,
+        "quantize": config.quantize,
+        "limit": scored if scored == config.test_questions else 0,
+        "seed": config.seed,
+    }
 
 
 def settings_of(adapter: Path) -> dict[str, Any]:

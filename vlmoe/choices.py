@@ -1,0 +1,12 @@
+"""Words that settings are chosen from, apart from the code they choose.
+
+That code imports torch and transformers, which takes seconds. A command line needs the words
+alone, so that ``--help`` and a mistyped flag answer at once.
+"""
+
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # to torch's names
+QUANTIZE = ("none", "4bit", "8bit")
+IMAGE_FITS = ("crop", "pad")
+SCORINGS = ("letter", "option", "generate")
+MAX_NEW_TOKENS = 32
