@@ -43,6 +43,7 @@ from vlmoe.evaluate.report import (
 from vlmoe.evaluate.scoring import MAX_NEW_TOKENS, SCORINGS, make_predictor
 from vlmoe.files import write_json, write_jsonl
 from vlmoe.models.llava import DEFAULT_MODEL, DTYPES, QUANTIZE, Base, load_base, resolve_device
+from vlmoe.models.shared import ATTENTIONS, use_attention
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import settings_of
 
@@ -99,6 +100,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="does not change the answers")
     parser.add_argument("--quantize", choices=QUANTIZE, default="none")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument(
+        "--attention", choices=ATTENTIONS, default="sdpa", help="flex: FlexAttention; CUDA only"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument(
         "--image-fit", choices=IMAGE_FITS, help="default: the one of the training run, else crop"
@@ -145,7 +149,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
     device = resolve_device(args.device)
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
+    use_attention(base.model, args.attention)
     collator = base.collator(args.image_fit, args.prompt)
+    if collator.sharing_fault:
+        print(f"questions share no image tokens: {collator.sharing_fault}")
 
     places = output_directories(args, adapters, folders, name)
     columns: dict[str, dict[str, Any]] = {}

@@ -18,6 +18,7 @@ from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError, run_command
 from vlmoe.evaluate.report import accuracy_line, metrics, table
 from vlmoe.models.llava import load_base
+from vlmoe.models.shared import use_attention
 from vlmoe.train import setup
 from vlmoe.train.config import from_command_line
 from vlmoe.train.directory import RunDirectory
@@ -37,13 +38,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(
         config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
     )
-    collator = base.collator(config.image_fit, config.prompt)
+    use_attention(base.model, config.attention)
+    collator = setup.make_collator(base, config)
     examples, skipped = setup.trainable(load_mixture(data, "train"), collator)
 
     torch.manual_seed(config.seed)
     model = setup.add_adapter(base, config)
     accelerator.print(adapter_table(model))
     accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
+    if collator.sharing_fault:
+        accelerator.print(f"questions share no image tokens: {collator.sharing_fault}")
     if validation is None:
         accelerator.print("no split `validation` with answers: nothing is scored while training")
 

@@ -88,7 +88,9 @@ def train(
     start_alike(trained)
     accum, world = config.pieces, accelerator.num_processes
     add_up = partial(accelerator.reduce, reduction="sum")
-    order = make_order(examples, config.mix, config.batch_size, config.seed)
+    order = make_order(
+        examples, config.mix, config.batch_size, config.seed, config.questions_per_image
+    )
     batches = pieces(
         examples,
         run.collator,
