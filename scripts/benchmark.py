@@ -3,12 +3,14 @@
     python scripts/benchmark.py --size mid
     python scripts/benchmark.py --size 7b --only optimizer
     python scripts/benchmark.py --size 7b --device cuda --dtype bf16 --checkpointing
+    python scripts/benchmark.py --size mid --what packing
 
 The step is forward and backward of LLaVA with random weights: the frozen base with the gradient
 through it (the floor), PEFT's LoRA with as many ranks as all experts together, the usual loop over
 experts, and the adapters of this package. All run in one process, in turns; ratios are of medians.
 The optimizer step is that of torch.optim (foreach), of this package, and of PEFT's Riemannian
 wrapper on the same pairs. Peak memory counts what a step holds on top of model and adapters.
+Packing is questions that share a picture's tokens beside a sequence for each of them.
 """
 
 from __future__ import annotations
@@ -24,17 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
 from vlmoe.benchmark.optimizers import FAMILIES, optimizer_works, random_pairs
+from vlmoe.benchmark.packing import ALONE, packing_works
 from vlmoe.benchmark.steps import VARIANTS, step_works
 from vlmoe.errors import UserError, run_command
 from vlmoe.files import write_json
 from vlmoe.models.llava import DTYPES, resolve_device, resolve_dtype
 from vlmoe.models.random import SIZES, attention_widths, random_batch, random_llava, size_config
 
-PARTS = ("step", "memory", "optimizer")
+PARTS = ("step", "memory", "optimizer", "packing")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,7 +48,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="mid", help="of the model (default mid)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of the base")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure")
+    parser.add_argument(
+        "--only",
+        "--what",
+        choices=PARTS,
+        nargs="+",
+        default=PARTS[:3],
+        help="parts to measure (default all but packing)",
+    )
     parser.add_argument(
         "--variants",
         choices=VARIANTS,
@@ -59,7 +70,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=10, help="experts of a token (default 10)")
     parser.add_argument("--rank", type=int, default=4, help="rank of an expert (default 4)")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures in a step (default 1)")
-    parser.add_argument("--words", type=int, default=64, help="text tokens a picture (default 64)")
+    parser.add_argument(
+        "--words", type=int, default=64, help="text tokens of a question (default 64)"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=5, help="packing: questions about a picture (default 5)"
+    )
+    parser.add_argument(
+        "--options", type=int, default=4, help="packing: options of a question (default 4)"
+    )
     parser.add_argument(
         "--checkpointing",
         action=argparse.BooleanOptionalAction,
@@ -70,9 +89,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     faults = [
         f"--{name.replace('_', '-')} must be at least 1"
-        for name in ("repeats", "batch_size", "words")
+        for name in ("repeats", "batch_size", "questions", "options")
         if getattr(args, name) < 1
     ]
+    if args.words < 3:
+        faults.append("--words must be at least 3: a question and its answer")
     if "lora" not in args.variants:
         faults.append("--variants must hold lora: ratios refer to it")
     if faults:
@@ -95,6 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = measure_optimizer(args, family, device)
             results[f"optimizer_{family}"] = found
             print(table(f"optimizer step, {family}", found))
+    if "packing" in args.only:
+        results["packing"] = measure_packing(args, config, device, dtype)
+        for name, found in results["packing"].items():
+            print(table(name, found))
     output = args.output or default_output(args, device, dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, results)
@@ -117,6 +142,31 @@ def measure_steps(
         for name, peak in peaks.items():
             found[name] |= {"peak_bytes": peak, "peak_ratio": ratio(peak, peaks["lora"])}
     return found
+
+
+def measure_packing(
+    args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Ratios are to a sequence for each question, so memory ratios are those of a question."""
+    base = random_llava(size_config(args.size), device, dtype)
+    if args.checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    parts = packing_works(
+        get_peft_model(base, config),
+        pictures=args.batch_size,
+        questions=args.questions,
+        words=args.words,
+        orders=args.options,
+    )
+    results: dict[str, Any] = {}
+    for part, works in parts.items():
+        found = timed(works, args.repeats, device, ALONE)
+        peaks = {name: peak_bytes(work, device) for name, work in works.items()}
+        for name, row in found.items():
+            row["times_faster"] = ratio(1.0, row["ratio"])
+            row |= {"peak_bytes": peaks[name], "peak_ratio": ratio(peaks[name], peaks[ALONE])}
+        results[part] = found
+    return results
 
 
 def measure_optimizer(
@@ -195,6 +245,7 @@ def heading(results: Mapping[str, Any]) -> str:
 def table(title: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     """Ratios first: they are what carries over to another machine."""
     columns = {
+        "times_faster": ("times faster", 1, ".2f"),
         "ratio": ("time ratio", 1, ".2f"),
         "seconds": ("time ms", 1e3, ".1f"),
         "peak_ratio": ("memory ratio", 1, ".2f"),
@@ -216,6 +267,8 @@ def table(title: str, found: Mapping[str, Mapping[str, Any]]) -> str:
 def default_output(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Path:
     kind = str(dtype).removeprefix("torch.")
     name = f"{args.size}-{device.type}-{kind}" + ("-checkpointing" if args.checkpointing else "")
+    if args.only == ["packing"]:
+        name += "-packing"
     return Path("runs") / "benchmark" / f"{name}.json"
 
 

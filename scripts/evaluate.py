@@ -18,7 +18,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmoe.choices import DEFAULT_MODEL, DTYPES, IMAGE_FITS, MAX_NEW_TOKENS, QUANTIZE, SCORINGS
+from vlmoe.choices import (
+    ATTENTIONS,
+    DEFAULT_MODEL,
+    DTYPES,
+    IMAGE_FITS,
+    MAX_NEW_TOKENS,
+    QUANTIZE,
+    SCORINGS,
+)
 from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mixture import draw, load_mixture
 from vlmoe.data.prompt import LLAVA, PROMPTS
@@ -97,6 +105,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="does not change the answers")
     parser.add_argument("--quantize", choices=QUANTIZE, default="none")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument(
+        "--attention", choices=ATTENTIONS, default="sdpa", help="flex: FlexAttention; CUDA only"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument(
         "--image-fit", choices=IMAGE_FITS, help="default: the one of the training run, else crop"
@@ -137,6 +148,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from vlmoe.evaluate.multiple_choice import score
     from vlmoe.evaluate.scoring import make_predictor
     from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
+    from vlmoe.models.shared import use_attention
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
@@ -151,7 +163,10 @@ def evaluate(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     precision = str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
+    use_attention(base.model, args.attention)
     collator = base.collator(args.image_fit, args.prompt)
+    if collator.sharing_fault:
+        print(f"questions share no image tokens: {collator.sharing_fault}")
 
     places = output_directories(args, adapters, folders, name)
     columns: dict[str, dict[str, Any]] = {}

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from vlmoe.adapter import adapter_table
     from vlmoe.models.llava import load_base
+    from vlmoe.models.shared import use_attention
     from vlmoe.train import setup
     from vlmoe.train.directory import RunDirectory
     from vlmoe.train.loop import train
@@ -40,13 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(
         config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
     )
-    collator = base.collator(config.image_fit, config.prompt)
+    use_attention(base.model, config.attention)
+    collator = setup.make_collator(base, config)
     examples, skipped = setup.trainable(load_mixture(data, "train"), collator)
 
     torch.manual_seed(config.seed)
     model = setup.add_adapter(base, config)
     accelerator.print(adapter_table(model))
     accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
+    if collator.sharing_fault:
+        accelerator.print(f"questions share no image tokens: {collator.sharing_fault}")
     if validation is None:
         accelerator.print("no split `validation` with answers: nothing is scored while training")
 

@@ -181,6 +181,31 @@ def optimizer_step(
     return new_pairs, new_gates
 
 
+# --- several questions about one picture --------------------------------------------------------
+
+
+def reference_sees(sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], set]:
+    """Every distinct beginning of a sequence is a token; it sees those that it begins with."""
+    tokens = {ids[: at + 1] for ids in sequences for at in range(len(ids))}
+    return {t: {s for s in tokens if t[: len(s)] == s} for t in tokens}
+
+
+def reference_answer_loss(model, processor, rows) -> Tensor:
+    """Summed cross-entropy of the answers' tokens, every question in a whole sequence of its own.
+
+    rows: (picture or None, prompt, answer with the end token), texts.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for image, prompt, answer in rows:
+        start = len(processor(images=image, text=prompt)["input_ids"][0])
+        inputs = processor(images=image, text=prompt + answer, return_tensors="pt")
+        ids = inputs["input_ids"][0]
+        logits = model(**inputs).logits[0].double()
+        for at in range(start, len(ids)):
+            total = total - torch.log(torch.softmax(logits[at - 1], dim=-1)[ids[at]])
+    return total
+
+
 # --- scoring -------------------------------------------------------------------------------------
 
 

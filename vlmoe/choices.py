@@ -10,3 +10,5 @@ QUANTIZE = ("none", "4bit", "8bit")
 IMAGE_FITS = ("crop", "pad")
 SCORINGS = ("letter", "option", "generate")
 MAX_NEW_TOKENS = 32
+ATTENTIONS = ("sdpa", "flex")
+ALL = "all"  # of a picture's questions

@@ -13,6 +13,7 @@ from torch import nn
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
 from vlmoe.errors import UserError
+from vlmoe.models.shared import logits_at
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Predictor:
         self.collator = collator
 
     @property
+    def shares(self) -> bool:
+        """Whether the orders of one question's options cost little more than one of them."""
+        return self.collator.sharing_fault is None
+
+    @property
     def collate(self) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
         """Makes the batches that ``choose_batch`` takes; it holds no model."""
         return self.collator.scoring
@@ -86,8 +92,7 @@ class Predictor:
     def _answer(
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
-        logits = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-        letters = logits[:, list(self.collator.letter_ids)].cpu()
+        letters = logits_at(self.model, batch)[:, list(self.collator.letter_ids)].float().cpu()
         predictions = []
         for row, example in zip(letters, examples, strict=True):
             probabilities = row[: len(example.choices)].double().softmax(-1)

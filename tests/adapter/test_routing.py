@@ -254,6 +254,33 @@ def test_the_mask_must_be_the_tokens_own(adapted: nn.Module) -> None:
         recording.batches()
 
 
+def test_uses_must_be_the_pictures_own(adapted: nn.Module) -> None:
+    batch = padded_batch()
+    uses = torch.tensor([1, 1, 1])
+    with RoutingRecorder(adapted).record(batch["attention_mask"], uses) as recording:
+        adapted(**batch)
+    with pytest.raises(ValueError, match="uses are of 3 pictures, the vision tower saw 10 tokens"):
+        recording.batches()
+
+
+def test_a_token_counts_as_often_as_it_is_used(adapted: nn.Module) -> None:
+    """As if it stood there so often."""
+    batch = small_batch(small_llava(), rows=2)
+    twice = {name: value[[0, 0, 0, 1]] for name, value in batch.items() if name != "labels"}
+    once = {name: value for name, value in batch.items() if name != "labels"}
+    recorder, found = RoutingRecorder(adapted), []
+    for inputs, uses in ((twice, torch.ones(4)), (once, torch.tensor([3.0, 1.0]))):
+        mask = uses[:, None] * inputs["attention_mask"]
+        with recorder.record(mask, uses.long()) as recording:
+            adapted(**inputs)
+        recorder.count(recording)
+        found.append((recording.balance_loss(), recorder.read()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=0)
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        assert one.tokens == two.tokens
+        assert one.share == pytest.approx(two.share, abs=1e-6)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradient_checkpointing_changes_nothing(dropout: float) -> None:
     def grads(checkpointing: bool) -> list[Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models_for_tests import small_batch, small_llava
+from tests.models_for_tests import small_llava
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer
 from vlmoe.benchmark.loop import LoopOverExperts
 from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
 from vlmoe.benchmark.steps import VARIANTS, step_works
+from vlmoe.models.random import random_batch
 
 CONFIG = MoELoraConfig(num_experts=4, top_k=2, r=3)
 
@@ -27,7 +28,7 @@ def adapted(model, kind) -> list[str]:
 def test_all_variants_adapt_the_same_layers_and_their_adapters_get_gradients(model):
     from peft.tuners.lora import LoraLayer
 
-    batch = small_batch(model)
+    batch = random_batch(model, 2, 5)
     works = step_works(model, batch, CONFIG, list(VARIANTS))
     assert list(works) == list(VARIANTS)
     sites, trained = {}, {}
@@ -51,7 +52,7 @@ def test_all_variants_adapt_the_same_layers_and_their_adapters_get_gradients(mod
 
 
 def test_the_floor_sends_the_gradient_through_both_towers(model):
-    batch = small_batch(model)
+    batch = random_batch(model, 2, 5)
     reached = []
     for tower in ("vision_tower.encoder", "language_model"):
         module = model.get_submodule(f"model.{tower}.layers.0.self_attn.q_proj")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmoe.data.collator import IGNORED
 from vlmoe.data.example import Example
 from vlmoe.data.prompt import LLAVA, PROMPTS
 from vlmoe.errors import UserError
 from vlmoe.models.llava import load_base
+from vlmoe.models.shared import logits_at
 
 RED = Image.new("RGB", (40, 20), (200, 10, 10))
 EXAMPLE = Example("7", RED, "What colour is it?", ("Red.", "Blue.", "Green."), 1, "colour")
@@ -34,9 +34,11 @@ def test_labels_stand_on_the_letter_and_the_end_only(collator):
     batch = collator.training([EXAMPLE, LONGER])
     tokenizer = collator.processor.tokenizer
     for row in batch["labels"]:
-        taught = row[row != IGNORED]
-        assert tokenizer.convert_ids_to_tokens(taught.tolist()) == ["▁B", "</s>"]
-    assert (batch["labels"][:, :-2] == IGNORED).all()
+        assert tokenizer.convert_ids_to_tokens(row.tolist()) == ["▁B", "</s>"]
+    # Read off the tokens before them: the end of the prompt, and the letter.
+    read = batch["input_ids"].flatten()[batch["read_at"]]
+    assert read[:, 1:].tolist() == batch["labels"][:, :-1].tolist()
+    assert tokenizer.convert_ids_to_tokens(read[:, 0].tolist()) == [":", ":"]
 
 
 def test_tokens_are_those_of_the_whole_text(collator):
@@ -53,9 +55,9 @@ def test_every_style_trains_on_its_answer_and_the_end(base, style):
     batch = collator.training([EXAMPLE, TEXT])
     tokenizer = collator.processor.tokenizer
     spoken = {"paper": "The answer is B."}.get(style, "B")
-    for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        taught = labels[labels != IGNORED]
-        assert taught.tolist() == row[-len(taught) :].tolist()
+    for taught, at in zip(batch["labels"], batch["read_at"], strict=True):
+        behind = batch["input_ids"].flatten()[at + 1]
+        assert taught.tolist() == behind.tolist()
         assert tokenizer.decode(taught) == f"{spoken}</s>"
         assert len(taught) == len(collator.answer)
     whole = PROMPTS[style].prompt(EXAMPLE, picture=True) + f" {spoken}</s>"
@@ -79,29 +81,70 @@ def test_options_are_the_tokens_of_their_text(base, style):
     collator = base.collator(prompt=style)
     longer = replace(EXAMPLE, choices=("Red.", " Blue and yellow. "))
     batch = collator.options([longer, EXAMPLE])
-    assert batch["option_ids"].shape == batch["option_mask"].shape
+    assert batch["option_ids"].shape == batch["option_mask"].shape == batch["read_at"].shape
     assert batch["option_mask"].any(-1).tolist() == [[True, True, False], [True, True, True]]
+    (tree,) = batch["input_ids"]  # one picture, five texts
     for row, example in enumerate((longer, EXAMPLE)):
-        prompt = batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist()
         for option, text in enumerate(example.choices):
             kept = batch["option_mask"][row, option] == 1
+            ids = batch["option_ids"][row, option][kept].tolist()
+            at = batch["read_at"][row, option][kept]
             lead = PROMPTS[style].lead
             whole = PROMPTS[style].prompt(example, picture=True) + f"{lead} {text.strip()}"
             expected = collator.processor(images=RED, text=whole)["input_ids"][0]
-            assert [*prompt, *batch["option_ids"][row, option][kept].tolist()] == expected
+            assert expected[-len(ids) :] == ids
+            # Read off the token before it, in the place where that stands.
+            assert tree[at].tolist() == expected[-len(ids) - 1 : -1]
+            places = batch["position_ids"][0, at].tolist()
+            assert places == list(range(len(expected)))[-len(ids) - 1 : -1]
 
 
-def test_rows_end_together_and_padding_is_masked(collator):
-    batch = collator.scoring([EXAMPLE, LONGER])
+def test_generated_rows_end_together_and_padding_is_masked(collator):
+    batch = collator.asking([EXAMPLE, LONGER], room=1)
     short, long = batch["attention_mask"]
     assert long.all()
     assert short.tolist() == sorted(short.tolist())  # zeros, then ones
     pad = collator.processor.tokenizer.pad_token_id
     assert (batch["input_ids"][0][short == 0] == pad).all()
+    assert batch["picture_of"].tolist() == [0, 0]
+    assert batch["pixel_values"].shape[0] == 1
+
+
+def test_questions_about_equal_pictures_share_a_row(base, collator):
+    again = replace(LONGER, image=RED.copy())  # decoded anew, as from a file
+    other = replace(EXAMPLE, image=Image.new("RGB", (40, 20), (0, 10, 10)))
+    batch = collator.training([EXAMPLE, other, again])
+    assert batch["input_ids"].shape[0] == 2
+    assert batch["pixel_values"].shape[0] == 2
+    assert sorted(batch["picture_uses"].tolist()) == [1, 2]
+    image_id = base.model.config.image_token_id
+    assert (batch["input_ids"] == image_id).sum() == 2 * base.image_tokens
+    alone = replace(collator, sharing_fault="as a test has it").training([EXAMPLE, other, again])
+    assert alone["picture_of"].tolist() == [0, 1, 0]
+    assert (alone["input_ids"] == image_id).sum() == 3 * base.image_tokens
+    assert torch.equal(alone["pixel_values"], batch["pixel_values"])
+
+
+def test_each_place_gets_its_own_picture(collator):
+    """Trees are put into rows by their length; the pictures follow them."""
+    shades = [Image.new("RGB", (20, 20), (40 * at, 0, 0)) for at in range(4)]
+    counts = (1, 3, 1, 2)
+    asked = [
+        replace(EXAMPLE, image=shade, question="What is it? " * (at + 1))
+        for shade, count in zip(shades, counts, strict=True)
+        for at in range(count)
+    ]
+    batch = collator.training(asked)
+    image_id = collator.processor.tokenizer.convert_tokens_to_ids("<image>")
+    starts = torch.nonzero(batch["input_ids"].flatten() == image_id).flatten()[::64]
+    uses = batch["uses"].flatten()[starts].tolist()
+    assert batch["picture_uses"][batch["picture_of"]].tolist() == uses
+    assert batch["picture_uses"].tolist() == list(counts)
 
 
 def test_every_picture_keeps_all_of_its_tokens(base, collator):
-    batch = collator.training([EXAMPLE, LONGER])
+    other = replace(LONGER, image=Image.new("RGB", (9, 9)))
+    batch = collator.training([EXAMPLE, other])
     image_id = base.model.config.image_token_id
     assert ((batch["input_ids"] == image_id).sum(-1) == base.image_tokens).all()
     assert base.image_tokens == 64
@@ -111,8 +154,8 @@ def test_with_and_without_picture_in_one_batch(base, collator):
     batch = collator.training([TEXT, EXAMPLE])
     assert batch["pixel_values"].shape == (1, 3, 64, 64)
     with torch.no_grad():
-        together = base.model(**collator.scoring([TEXT, EXAMPLE])).logits[:, -1]
-        apart = [base.model(**collator.scoring([one])).logits[0, -1] for one in (TEXT, EXAMPLE)]
+        together = logits_at(base.model, collator.scoring([TEXT, EXAMPLE]))
+        apart = [logits_at(base.model, collator.scoring([one]))[0] for one in (TEXT, EXAMPLE)]
     torch.testing.assert_close(together, torch.stack(apart), atol=2e-4, rtol=1e-4)
 
 

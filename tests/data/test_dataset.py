@@ -78,6 +78,20 @@ def test_image_key_groups_questions(original: Path, prepared: Path) -> None:
     assert keys == [there.image_key(i) for i in range(len(there))]
 
 
+def test_image_keys_are_those_of_each_question(original: Path) -> None:
+    examples = load_split(original, "train").select([4, 0, 1])
+    assert examples.image_keys == [examples.image_key(i) for i in range(3)]
+    assert examples.image_keys[1] == examples.image_keys[2] != examples.image_keys[0]
+
+
+def test_a_picture_is_decoded_once_for_neighbours(original: Path) -> None:
+    examples = load_split(original, "train")
+    first, second, other = examples[0], examples[1], examples[3]
+    assert first.image is second.image
+    assert other.image is not first.image
+    assert examples[0].image == first.image
+
+
 def test_selections(original: Path) -> None:
     examples = load_split(original, "train")
     chosen = examples.select([4, 0, 2])

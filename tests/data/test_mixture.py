@@ -12,7 +12,7 @@ import pytest
 
 from data_prep import visual7w
 from tests.visual7w_source import write_source
-from vlmoe.data.mixture import Mixture, draw, load_mixture, shares
+from vlmoe.data.mixture import Mixture, draw, load_mixture, picture_keys, shares
 from vlmoe.data.registry import label, locate_all, names_of
 from vlmoe.errors import UserError
 
@@ -55,6 +55,19 @@ def test_selections_keep_their_parts(mixture: Mixture) -> None:
         mixture.select([3, 3])
     again = pickle.loads(pickle.dumps(chosen))
     assert [example.id for example in again] == [example.id for example in chosen]
+
+
+def test_pictures_of_two_datasets_are_never_the_same(mixture: Mixture) -> None:
+    keys = mixture.image_keys
+    assert len(keys) == len(mixture)
+    assert [None if key is None else key[1] for key in keys] == [
+        mixture.image_key(at) for at in range(len(mixture))
+    ]
+    assert {key[0] for key in keys if key} == set(mixture.parts)
+    assert picture_keys(mixture) == keys
+    loaded = [mixture[0], mixture[1], mixture[0]]
+    found = picture_keys(loaded)
+    assert found[0] == id(loaded[0].image)
 
 
 def test_draw(mixture: Mixture) -> None:

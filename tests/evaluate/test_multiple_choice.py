@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 from vlmoe.data.example import Example
 from vlmoe.data.prompt import LLAVA
 from vlmoe.errors import UserError
-from vlmoe.evaluate.multiple_choice import Scored, rotated, score
+from vlmoe.evaluate.multiple_choice import Scored, _batches, _together, rotated, score
+from vlmoe.evaluate.scoring import SCORINGS, make_predictor
 from vlmoe.models.llava import load_base
 from vlmoe.predict import Prediction, Predictor
 
@@ -116,7 +118,10 @@ def test_circular_asks_every_rotation(predictor):
 def test_circular_agrees_with_asking_rotations_by_hand(predictor):
     asked = examples()
     found = score(predictor, asked, circular=True, batch_size=3)
-    assert [replace(item, rotations=()) for item in found] == score(predictor, asked, batch_size=3)
+    for item, once in zip(found, score(predictor, asked, batch_size=3), strict=True):
+        assert item.example == once.example
+        probabilities = once.prediction.probabilities
+        assert item.prediction.probabilities == pytest.approx(probabilities, abs=1e-5)
     for example, item in zip(asked, found, strict=True):
         said = []
         for shift in range(len(example.choices)):
@@ -132,3 +137,77 @@ def test_no_choice_is_wrong():
     assert Scored(replace(example, answer=-1), Prediction(None, text="hm")).correct is None
     with pytest.raises(ValueError, match="no option was chosen by 'hm'"):
         _ = Prediction(None, text="hm").letter
+
+
+def family() -> list[Example]:
+    """Questions about three pictures in mixed order, and two about none."""
+    shades = [Image.new("RGB", (50, 64), (70 * at, 80, 210 - 50 * at)) for at in range(3)]
+    about = [0, 1, 0, 2, None, 1, 0, 0, None, 2, 0]
+    return [
+        Example(
+            str(at),
+            None if which is None else shades[which],
+            "What colour is it?" + " Look at the picture." * (at % 3),
+            ("Red.", "Blue.", "Green.", "None of them.")[: 2 + at % 3],
+            at % 2,
+        )
+        for at, which in enumerate(about)
+    ]
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_sharing_changes_no_score(predictor, scoring, circular):
+    """Pictures, questions and options shared, against every order of every question alone."""
+    shared = make_predictor(scoring, predictor.model, predictor.collator, 4)
+    alone = make_predictor(
+        scoring, predictor.model, replace(predictor.collator, sharing_fault="as a test has it"), 4
+    )
+    asked = family()
+    wanted = [score(alone, [one], batch_size=1, circular=circular)[0] for one in asked]
+    for size in (1, 3, 5, 16):
+        for one, two in zip(
+            score(shared, asked, batch_size=size, circular=circular), wanted, strict=True
+        ):
+            assert one.example == two.example
+            assert one.rotations == two.rotations
+            assert one.prediction.choice == two.prediction.choice
+            assert one.prediction.text == two.prediction.text
+            assert one.prediction.probabilities == pytest.approx(
+                two.prediction.probabilities, abs=1e-5
+            )
+            # Of an option's token (their geometric mean).
+            likely, wanted_likely = (
+                [math.exp(value) for value in item.prediction.scores] for item in (one, two)
+            )
+            assert likely == pytest.approx(wanted_likely, abs=1e-5)
+
+
+def test_a_picture_goes_through_the_vision_tower_once(predictor):
+    seen = []
+    tower = predictor.model.model.vision_tower
+    hook = tower.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append(len(kwargs.get("pixel_values", *args))),
+        with_kwargs=True,
+    )
+    for scoring in SCORINGS:
+        seen.clear()
+        shared = make_predictor(scoring, predictor.model, predictor.collator, 2)
+        score(shared, family(), batch_size=16, circular=scoring != "generate")
+        assert seen == [3]
+    hook.remove()
+
+
+def test_batches_keep_a_pictures_questions_together():
+    asked = family()
+    order = _together(asked)
+    assert sorted(row for row, _ in order) == list(range(len(asked)))
+    # Five of one picture, two of another, two of a third, two without.
+    sizes = {size: [len(batch) for batch in _batches(order, size)] for size in (2, 3, 5, 6, 16)}
+    assert sizes == {2: [2, 2, 1, 2, 2, 2], 3: [3, 2, 2, 3, 1], 5: [5, 5, 1], 6: [5, 6], 16: [11]}
+    for size in (5, 6):
+        for batch in _batches(order, size):
+            for row in batch:
+                picture = asked[row].image
+                rows = [at for at, one in enumerate(asked) if one.image is picture]
+                assert picture is None or set(rows) <= set(batch)

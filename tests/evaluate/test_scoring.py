@@ -96,16 +96,18 @@ def test_option_scores_are_mean_log_likelihoods(base, prompt):
         assert found.probabilities == ()
 
 
-def test_single_token_options_need_no_second_pass(base, monkeypatch):
+def test_options_need_one_pass(base, monkeypatch):
     predictor = make_predictor("option", base.model, base.collator())
     example = Example("1", Image.new("RGB", (9, 9)), "Which letter?", ("B", "A", "C"), 0)
     calls = []
-    forward = base.model.forward
+    language = base.model.model.language_model
+    forward = language.forward
     monkeypatch.setattr(
-        base.model, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+        language, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     )
     (found,) = predictor.choose_all([example])
-    assert len(calls) == 1
+    predictor.choose_all(examples())
+    assert len(calls) == 2
     (letters,) = Predictor(base.model, base.collator()).choose_all([example])
     swapped = torch.tensor([found.scores[at] for at in (1, 0, 2)]).softmax(0).tolist()
     assert swapped == pytest.approx(letters.probabilities, abs=1e-5)

@@ -6,18 +6,37 @@ import torch
 
 from vlmoe.adapter.sites import default_target_pattern, find_sites
 from vlmoe.models.random import attention_widths, random_batch, random_llava, size_config
+from vlmoe.models.shared import logits_at
 
 
 def test_small_runs_and_its_widths_are_those_of_the_adapted_layers():
     config = size_config("small")
     model = random_llava(config, "cpu", torch.bfloat16)
     batch = random_batch(model, 2, 5)
-    assert model(**batch).logits.shape == (2, 16 + 5, 32064)
+    assert batch["input_ids"].shape == (2, 16 + 5)
+    assert logits_at(model, batch).shape == (2, 2, 32064)
     assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
     assert not any(param.requires_grad for param in model.parameters())
     sites = find_sites(model, default_target_pattern(model)).values()
     widths = sorted(attention_widths(config))
     assert widths == sorted(s.in_features for s in sites) == sorted(s.out_features for s in sites)
+
+
+def test_batches_are_the_same_questions_shared_or_not():
+    model = random_llava(size_config("small"), "cpu", torch.float32).eval()
+    sizes = {"questions": 3, "orders": 4}
+    shared = random_batch(model, 2, 10, **sizes)
+    alone = random_batch(model, 2, 10, **sizes, share=False)
+    assert torch.equal(shared["labels"], alone["labels"])
+    assert shared["input_ids"].shape == (2, 16 + 3 * (2 + 4 * 8))
+    assert alone["input_ids"].shape == (2 * 3 * 4, 16 + 10)
+    assert shared["pixel_values"].shape[0] == 2
+    assert alone["pixel_values"].shape[0] == 2 * 3 * 4
+    alone["pixel_values"] = shared["pixel_values"].repeat_interleave(12, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits_at(model, shared), logits_at(model, alone), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_7b_is_llava():

@@ -53,7 +53,25 @@ def test_ours_keeps_no_more_than_lora(benchmark, flags, tmp_path):
     assert "seconds" not in found["step"]["sqrt"]
 
 
+def test_packing(benchmark, capsys, tmp_path):
+    benchmark("--what", "packing", "--repeats", "1", "--experts", "4", "--top-k", "2",
+              "--words", "20", "--questions", "3", "--options", "2")  # fmt: skip
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "runs/benchmark/small-cpu-float32-packing.json").read_text())
+    assert list(found["packing"]) == ["training", "scoring", "circular"]
+    for rows in found["packing"].values():
+        assert list(rows) == ["each alone", "shared"]
+        alone, shared = rows.values()
+        assert alone["times_faster"] == alone["peak_ratio"] == 1
+        assert shared["times_faster"] == pytest.approx(alone["seconds"] / shared["seconds"])
+        assert (
+            shared["peak_ratio"] <= 1
+        )  # at this size logits are most of it, and they are the same
+        assert f"{shared['times_faster']:.2f}" in shown
+    assert found["packing"]["training"]["shared"]["peak_ratio"] < 1
+
+
 def test_faults_of_the_user(benchmark):
     with pytest.raises(UserError) as caught:
-        benchmark("--repeats", "0", "--variants", "loop")
-    assert len(caught.value.faults) == 2
+        benchmark("--repeats", "0", "--variants", "loop", "--words", "2")
+    assert len(caught.value.faults) == 3

@@ -14,7 +14,7 @@ from tests.scripts.conftest import SCRIPTS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pictures", ["all", "some"])
+@pytest.mark.parametrize("pictures", ["all", "some", "together"])
 def test_same_losses_and_one_writer(small, train, tmp_path, pictures):
     """Also where a process has no picture in a step that another one has some in."""
     flags = [*small, "--dropout", "0", "--device", "cpu", "--eval-steps", "0", "--grad-accum", "1"]
@@ -25,6 +25,8 @@ def test_same_losses_and_one_writer(small, train, tmp_path, pictures):
         source = write_scienceqa(tmp_path / "raw", {"train": rows[:24], "test": rows[24:]})
         scienceqa.prepare(str(source), tmp_path / "some")
         flags += ["--dataset", str(tmp_path / "some")]
+    if pictures == "together":
+        flags += ["--questions-per-image", "all"]
     train(*flags, "--output", "one")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, str(SCRIPTS / "train_llava.py"), *flags, "--output", "two"]

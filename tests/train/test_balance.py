@@ -16,9 +16,9 @@ TOWERS = ["vision"] * 2 + ["language"] * 3
 
 
 def piece(words: list[int], pictures: int, width: int = 9) -> dict[str, torch.Tensor]:
-    mask = torch.stack([(torch.arange(width) >= width - n).long() for n in words])
-    part = {"attention_mask": mask}
-    return part | ({"pixel_values": torch.zeros(pictures, 3, 1, 1)} if pictures else {})
+    uses = torch.stack([(torch.arange(width) < n).long() for n in words])
+    part = {"uses": uses}
+    return part | ({"picture_uses": torch.ones(pictures, dtype=torch.long)} if pictures else {})
 
 
 def test_a_piece_weighs_as_its_tokens():
@@ -29,6 +29,14 @@ def test_a_piece_weighs_as_its_tokens():
     assert float(second["vision"]) == pytest.approx(3 / 4 / 5)
     whole = sum(float(w[tower]) for w in (first, second) for tower in TOWERS)
     assert whole == pytest.approx(1)
+
+
+def test_shared_tokens_and_pictures_weigh_as_often_as_they_are_used():
+    shared = {"uses": torch.tensor([[3, 3, 1, 1, 2, 0]]), "picture_uses": torch.tensor([3])}
+    first, second = piece_weights([shared, piece([4, 1], 1)], TOWERS)
+    assert float(first["language"]) == pytest.approx(10 / 15 / 5)
+    assert float(first["vision"]) == pytest.approx(3 / 4 / 5)
+    assert float(second["vision"]) == pytest.approx(1 / 4 / 5)
 
 
 def test_layers_that_do_not_run_do_not_count():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 
 from tests.models_for_tests import save_small_llava
+from tests.reference import reference_answer_loss
 from vlmoe.adapter import GradientError
 from vlmoe.data.example import Example
+from vlmoe.data.prompt import PROMPTS
+from vlmoe.errors import UserError
 from vlmoe.models.llava import Base, load_base
 from vlmoe.train import setup
 from vlmoe.train.config import TrainConfig
@@ -51,15 +55,18 @@ def base(tmp_path) -> Base:
     return load_base(str(save_small_llava(tmp_path / "model")))
 
 
-@pytest.mark.parametrize("prompt", ["llava", "vmcbench", "paper"])
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_loss_is_transformers_own(base, prompt):
-    """Only the last logits are computed, and the sum is that of the whole sequence."""
-    collator = base.collator(prompt=prompt)
-    batch = collator.training(examples())
-    whole = base.model(**batch).loss  # a mean over answer tokens, all logits computed
-    count = (batch["labels"] != -100).sum()
-    loss = answer_loss(base.model, batch, len(collator.answer))
-    torch.testing.assert_close(loss, whole * count)
+    """Tokens are shared and few logits computed; the sum is that of whole sequences."""
+    collator, style = base.collator(prompt=prompt), PROMPTS[prompt]
+    loss = answer_loss(base.model, collator.training(examples()))
+    rows = [
+        (example.image, style.prompt(example, picture=example.image is not None),
+         style.answer(example.letter) + "</s>")
+        for example in examples()
+    ]  # fmt: skip
+    wanted = reference_answer_loss(base.model, base.processor, rows)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_damping_and_its_mode_reach_the_optimizer(base, tmp_path):
@@ -139,3 +146,63 @@ def test_trains_without_the_optional_packages(base, tmp_path):
         check=False,
     )
     assert done.stdout == "3 steps\n", done.stderr
+
+
+def siblings() -> list[Example]:
+    """Three pictures with four questions each; every question has its own copy of the picture."""
+    return [
+        Example(
+            f"{colour}-{at}",
+            Image.new("RGB", (30, 30), (90 * colour, 40, 200)),
+            f"Is it number {at}?" + " Look again." * at,
+            ("Yes.", "No.", "Maybe."),
+            (at + colour) % 3,
+        )
+        for colour in range(3)
+        for at in range(4)
+    ]
+
+
+def test_sharing_changes_no_step(base, tmp_path, monkeypatch):
+    """Losses, routing statistics and the trained adapters, with and without shared tokens."""
+    found = []
+    for name in ("shared", "alone"):
+        again = load_base(base.name)
+        run = make_run(again, tmp_path / name, batch_size=12, grad_accum=2, dropout=0.0,
+                       balance_loss=0.1, gate_lr=0.01, max_steps=4)  # fmt: skip
+        if name == "alone":
+            run.collator = replace(run.collator, sharing_fault="as a test has it")
+        train(run, siblings())
+        rows = run.log.rows()
+        adapters = [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
+        found.append((rows, adapters))
+    (rows, adapters), (alone_rows, alone_adapters) = found
+    for one, two in zip(rows, alone_rows, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+        assert one["balance"] == pytest.approx(two["balance"], rel=1e-4)
+        for tower in ("vision", "language"):
+            assert one["routing"][tower] == pytest.approx(two["routing"][tower], abs=2e-3)
+    for one, two in zip(adapters, alone_adapters, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [2, "all"])
+def test_grouped_steps_are_the_same_however_cut(base, tmp_path, together):
+    keyed = siblings()
+    pictures = {example.id[0]: example.image for example in keyed}
+    keyed = [replace(example, image=pictures[example.id[0]]) for example in keyed]
+    losses = []
+    for accum in (1, 3):
+        run = make_run(load_base(base.name), tmp_path / str(accum), batch_size=6, dropout=0.0,
+                       grad_accum=accum, questions_per_image=together, pack_tokens=100)  # fmt: skip
+        train(run, keyed)
+        losses.append([row["loss"] for row in run.log.rows()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_together_is_refused_by_name_where_it_would_not_be_exact(base):
+    base.model.config.text_config.is_causal = False
+    with pytest.raises(UserError, match=r"--questions-per-image all: .* tokens that come after"):
+        setup.make_collator(base, TrainConfig(questions_per_image="all"))
+    assert setup.make_collator(base, TrainConfig()).sharing_fault
+    assert setup.make_collator(base, TrainConfig(pack_tokens=99)).row_tokens == 99

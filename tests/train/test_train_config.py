@@ -102,6 +102,11 @@ def test_all_faults_at_once():
         ({"damping": -1e-6}, "damping must not be negative"),
         ({"damping_mode": "relative"}, "unknown damping_mode 'relative': choose from absolute"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"questions_per_image": 0}, "questions_per_image must be at least 1"),
+        ({"questions_per_image": "some"}, "questions_per_image must be of type int or 'all'"),
+        ({"questions_per_image": 2.0}, "questions_per_image must be of type int or 'all'"),
+        ({"pack_tokens": 0}, "pack_tokens must be at least 1"),
+        ({"attention": "fast"}, "unknown attention 'fast': choose from sdpa, flex"),
         ({"dataset": None}, "dataset must be of type str"),
     ],
 )
@@ -153,6 +158,19 @@ def test_experts_by_depth(tmp_path, text):
     assert from_command_line(["--config", str(file), "--experts", "8"], None)[0].experts == 8
     flag, _ = from_command_line(["--experts", "5,7", "--top-k", "6"], None)
     assert flag.experts == [5, 7]
+
+
+@pytest.mark.parametrize("given", ["all", "3"])
+def test_questions_per_image(tmp_path, given, capsys):
+    wanted = "all" if given == "all" else 3
+    config, _ = from_command_line(["--questions-per-image", given], None)
+    assert config.questions_per_image == wanted
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert build(read_yaml(file)) == config
+    with pytest.raises(SystemExit):
+        from_command_line(["--questions-per-image", "some"], None)
+    assert "invalid count_or_all value: 'some'" in capsys.readouterr().err
 
 
 def test_experts_that_are_no_numbers(capsys):

@@ -35,7 +35,7 @@ def balance_scores(logits_LTE: Tensor, gates_LTE: Tensor, mask_T: Tensor | None 
     Args:
         logits_LTE: the router's; the gradient goes here.
         gates_LTE: g, above zero on the chosen experts.
-        mask_T: 1 on tokens that count, 0 on padding.
+        mask_T: how often each token counts: 0 on padding.
 
     Returns:
         (L,), zero if no token counts.
@@ -67,9 +67,10 @@ class Batch(NamedTuple):
 class Recording:
     """What the routers of a model did in one forward pass. Made by ``RoutingRecorder.record``."""
 
-    def __init__(self, towers: list[str], mask: Tensor | None):
+    def __init__(self, towers: list[str], mask: Tensor | None, pictures: Tensor | None):
         self._towers = towers
         self._mask_T = None if mask is None else mask.flatten()
+        self._pictures = pictures
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, row: int, logits_TE: Tensor, gates_TE: Tensor) -> None:
@@ -118,7 +119,17 @@ class Recording:
         return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
     def _mask(self, tower: str, tokens: int, device: torch.device) -> Tensor | None:
-        if self._mask_T is None or tower != "language":  # pictures are never padded
+        if tower != "language":  # pictures are never padded, and have equally many tokens
+            if self._pictures is None:
+                return None
+            each, rest = divmod(tokens, len(self._pictures))
+            if rest:
+                raise ValueError(
+                    f"uses are of {len(self._pictures)} pictures, the {tower} tower saw {tokens} "
+                    "tokens"
+                )
+            return self._pictures.repeat_interleave(each).to(device)
+        if self._mask_T is None:
             return None
         if self._mask_T.numel() != tokens:
             raise ValueError(
@@ -134,7 +145,7 @@ class LayerRouting:
     Attributes:
         path: of the layer.
         tower: ``vision``, ``projector`` or ``language``.
-        tokens: how many it is about, padding left out.
+        tokens: how many it is about, padding left out, shared ones as often as they are used.
         share: of each expert, its part of the chosen (token, expert) pairs; sums to 1.
         gate: of each expert, the mean of g over all tokens; sums to 1.
         entropy: of ``share``, divided by log E: 1 is even, 0 is one expert for everything.
@@ -173,14 +184,18 @@ class RoutingRecorder:
         self._sums: Tensor | None = None
 
     @contextmanager
-    def record(self, mask: Tensor | None = None, *, enabled: bool = True) -> Iterator[Recording]:
+    def record(
+        self, mask: Tensor | None = None, pictures: Tensor | None = None, *, enabled: bool = True
+    ) -> Iterator[Recording]:
         """Record the forward pass in this block; leave it before ``backward()``.
 
         Args:
-            mask: (..., S) as the language tower's tokens, 0 on padding; the attention mask.
+            mask: (..., S) as the language tower's tokens, how often each counts: the attention
+                mask, or how many questions share a token. 0 on padding.
+            pictures: (pictures,) how often each counts. None: once.
             enabled: False records nothing.
         """
-        recording = Recording(self.towers, mask)
+        recording = Recording(self.towers, mask, pictures)
         if not enabled:
             yield recording
             return

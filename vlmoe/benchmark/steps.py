@@ -16,8 +16,6 @@ from vlmoe.benchmark.loop import LoopOverExperts
 from vlmoe.benchmark.measure import Work
 from vlmoe.train.loop import answer_loss
 
-ANSWER_TOKENS = 2  # the letter and the end, as in training
-
 VARIANTS = ("base", "lora", "loop", "none", "sqrt", "exact")
 
 
@@ -57,7 +55,7 @@ def _work(
             tensor.grad = None
 
     def run() -> None:
-        answer_loss(model, batch, ANSWER_TOKENS).backward()
+        answer_loss(model, batch).backward()
 
     return Work(prepare, run)
 

@@ -1,12 +1,14 @@
-"""Examples -> tensors. Sequences end together (left padding), so answers sit at the end.
+"""Examples -> tensors. What questions begin with alike, a picture above all, goes in once.
 
-That one layout serves training, scoring and generation: the logits that matter are the last
-ones of every row, and no others need computing.
+For training and scoring questions become rows of trees (``vlmoe.data.tree``), and the batch says
+where the states stand that logits are read off: no others need computing. For generation every
+question has a row of its own, which ends where the model goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +19,8 @@ from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.answer_tokens import AnswerTokens
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.prompt import IMAGE, LLAVA, PromptStyle, chat
+from vlmoe.data.tree import pack
 from vlmoe.errors import UserError
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Collator:
         image_fit: ``crop`` (the hub's processor: shorter side to size, centre kept) or ``pad``
             (original LLaVA: the whole picture on a square of the mean colour).
         style: how questions are put; ``answer`` belongs to it.
+        sharing_fault: why questions must not share tokens, if they must not; then each has a row of
+            its own.
+        row_tokens: questions that share tokens do so up to rows of this length (default:
+            ``max_length``).
     """
 
     processor: LlavaProcessor
@@ -42,6 +47,8 @@ class Collator:
     max_length: int
     image_fit: str = "crop"
     style: PromptStyle = LLAVA
+    sharing_fault: str | None = None
+    row_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.image_fit not in IMAGE_FITS:
@@ -53,13 +60,14 @@ class Collator:
         return self.answer.letters
 
     def training(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Batch with answers.
+        """Batch with answers. N questions, A = ``len(self.answer)`` tokens of an answer.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (N, S), ``labels`` (N, S; ``IGNORED`` but on the
-            answer, the last ``len(self.answer)`` tokens of every row) and, if any example has a
-            picture, ``pixel_values`` (pictures, 3, side, side) in the order of the examples that
-            have one.
+            The rows of ``tree.pack``; ``labels`` (N, A), the tokens of each answer; ``read_at`` (N,
+            A), where in the flattened rows the states stand that predict them; and, if any
+            example has a picture, ``pixel_values`` (pictures, 3, side, side), every picture once,
+            ``picture_of``, which of them stands at each place for one, in the rows' order, and
+            ``picture_uses`` (pictures,), how many sequences are about each.
 
         Raises:
             UserError: an example is unlabelled, has more options than letters, or is too long.
@@ -67,46 +75,72 @@ class Collator:
         for example in examples:
             if example.answer == UNLABELLED:
                 raise UserError(f"example {example.id} has no answer and cannot be trained on")
-        rows = [[*self._prompt_ids(example), *self.answer(example.answer)] for example in examples]
-        batch = self._pad(rows, examples)
-        labels = torch.full_like(batch["input_ids"], IGNORED)
-        answers = slice(-len(self.answer), None)
-        labels[:, answers] = batch["input_ids"][:, answers]
-        return {**batch, "labels": labels, **self._pixels(examples)}
+        answers = [self.answer(example.answer) for example in examples]
+        prompts = [self._prompt_ids(example) for example in examples]
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        batch, paths = self._pack(rows, examples)
+        before = slice(-len(self.answer) - 1, -1)
+        batch["read_at"] = torch.tensor([path[before] for path in paths])
+        return {**batch, "labels": torch.tensor(answers)}
 
     def scoring(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Batch of prompts and what precedes a letter; the next token of every row is the letter.
+        """Batch of prompts and what precedes a letter; the next token of each is the letter.
 
         Returns:
-            As ``training``, without ``labels``.
+            As ``training``, without ``labels``; ``read_at`` is (N,), of the states that predict the
+            letters.
         """
         rows = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
-        return {**self._pad(rows, examples), **self._pixels(examples)}
+        batch, paths = self._pack(rows, examples)
+        return {**batch, "read_at": torch.tensor([path[-1] for path in paths])}
 
     def asking(self, examples: Sequence[Example], room: int) -> dict[str, torch.Tensor]:
-        """Batch of prompts alone; ``room`` tokens of free text fit behind each."""
+        """Batch of prompts alone; ``room`` tokens of free text fit behind each.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` (N, S), padded on the left; of pictures what
+            ``training`` returns.
+        """
         rows = [self._prompt_ids(example) for example in examples]
-        return {**self._pad(rows, examples, room), **self._pixels(examples)}
+        self._check_lengths(rows, examples, [room] * len(rows))
+        width = max(map(len, rows))
+        pad = self.processor.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        pictures, picture_of = _distinct(examples)
+        shown = [at for at in picture_of if at is not None]
+        return {"input_ids": ids, "attention_mask": mask, **self._pixels(pictures, shown, shown)}
 
     def options(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As ``scoring``, with the text of every option in the place of its letter.
 
         Returns:
             ``scoring``'s batch, and ``option_ids``, ``option_mask`` (N, options, L): each text's
-            tokens, ended by padding; rows with fewer options are filled with empty ones.
+            tokens, ended by padding, the rows filled with empty ones where there are fewer options.
+            ``read_at`` has their shape too: where the states stand that predict the tokens.
         """
+        starts = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
         texts = [self._option_ids(example) for example in examples]
-        longest = [max(map(len, ids)) for ids in texts]
-        rows = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
-        batch = {**self._pad(rows, examples, longest), **self._pixels(examples)}
-        shape = (len(texts), max(map(len, texts)), max(longest))
+        # The last token of a text predicts nothing that is scored.
+        rows = [
+            [*start, *ids[:-1]]
+            for start, of_row in zip(starts, texts, strict=True)
+            for ids in of_row
+        ]
+        owners = [example for example, of_row in zip(examples, texts, strict=True) for _ in of_row]
+        batch, paths = self._pack(rows, owners, room=1)
+        shape = (len(texts), max(map(len, texts)), max(len(ids) for row in texts for ids in row))
         option_ids = torch.full(shape, self.processor.tokenizer.pad_token_id)
-        option_mask = torch.zeros(shape, dtype=torch.long)
+        option_mask, read_at = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+        path = iter(paths)
         for row, ids_of_row in enumerate(texts):
             for option, ids in enumerate(ids_of_row):
-                option_ids[row, option, : len(ids)] = torch.tensor(ids)
-                option_mask[row, option, : len(ids)] = 1
-        return {**batch, "option_ids": option_ids, "option_mask": option_mask}
+                there = (row, option, slice(len(ids)))
+                option_ids[there] = torch.tensor(ids)
+                option_mask[there] = 1
+                read_at[there] = torch.tensor(next(path)[-len(ids) :])
+        more = {"option_ids": option_ids, "option_mask": option_mask, "read_at": read_at}
+        return {**batch, **more}
 
     def length(self, example: Example, *, picture: bool) -> int:
         """Tokens of an example with its answer. Its picture counts, but need not be loaded."""
@@ -141,34 +175,58 @@ class Collator:
             for choice in example.choices
         ]
 
-    def _pad(
-        self,
-        rows: list[list[int]],
-        examples: Sequence[Example],
-        room: int | Sequence[int] = 0,
-    ) -> dict[str, torch.Tensor]:
-        """Left padding; behind row i there must be room for ``room[i]`` more tokens."""
-        rooms = [room] * len(rows) if isinstance(room, int) else room
+    def _pack(
+        self, rows: list[list[int]], examples: Sequence[Example], room: int = 0
+    ) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+        """The batch of ``training`` without labels, and where each row's tokens stand in it."""
+        self._check_lengths(rows, examples, [room] * len(rows))
+        pictures, picture_of = _distinct(examples)
+        # Without a picture it is the question that different orders of options have in common.
+        keys: list[Hashable] = [
+            example.question if at is None else at
+            for example, at in zip(examples, picture_of, strict=True)
+        ]
+        if self.sharing_fault is not None:
+            keys = [(key, number) for number, key in enumerate(keys)]
+        tokenizer = self.processor.tokenizer
+        packed = pack(
+            rows, keys, pad=tokenizer.pad_token_id, budget=self.row_tokens or self.max_length
+        )
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        about = dict(zip(keys, picture_of, strict=True))
+        places = [
+            picture
+            for tree in packed.trees
+            if (picture := about[tree.key]) is not None
+            for _ in range(tree.ids.count(image_id) // self.image_tokens)
+        ]
+        uses = [at for at in picture_of if at is not None]
+        return {**packed.tensors, **self._pixels(pictures, places, uses)}, packed.paths
+
+    def _check_lengths(
+        self, rows: list[list[int]], examples: Sequence[Example], rooms: Sequence[int]
+    ) -> None:
+        """Behind row i there must be room for ``rooms[i]`` more tokens. Raises ``UserError``."""
         for row, example, more in zip(rows, examples, rooms, strict=True):
             if len(row) + more > self.max_length:
                 raise UserError(
                     f"example {example.id} takes {len(row) + more} tokens, the model at most "
                     f"{self.max_length}; shorten its question or options"
                 )
-        width = max(map(len, rows))
-        pad = self.processor.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return {"input_ids": ids, "attention_mask": mask}
 
-    def _pixels(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        pictures = [example.image for example in examples if example.image is not None]
+    def _pixels(
+        self, pictures: list[Image.Image], places: list[int], uses: list[int]
+    ) -> dict[str, torch.Tensor]:
         if not pictures:
             return {}
         if self.image_fit == "pad":
             pictures = [self._square(picture) for picture in pictures]
         processed = self.processor.image_processor(images=pictures, return_tensors="pt")
-        return {"pixel_values": processed["pixel_values"]}
+        return {
+            "pixel_values": processed["pixel_values"],
+            "picture_of": torch.tensor(places),
+            "picture_uses": torch.bincount(torch.tensor(uses), minlength=len(pictures)),
+        }
 
     def _square(self, picture: Image.Image) -> Image.Image:
         side = max(picture.size)
@@ -176,3 +234,23 @@ class Collator:
         square = Image.new("RGB", (side, side), mean)
         square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return square
+
+
+def _distinct(examples: Sequence[Example]) -> tuple[list[Image.Image], list[int | None]]:
+    """Every picture once, and which of them each example is about."""
+    pictures: list[Image.Image] = []
+    known: dict[Hashable, int] = {}
+    which: list[int | None] = []
+    for example in examples:
+        picture = example.image
+        if picture is None:
+            which.append(None)
+            continue
+        if id(picture) not in known:  # the same object needs no look at its pixels
+            content = picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()
+            if content not in known:
+                known[content] = len(pictures)
+                pictures.append(picture)
+            known[id(picture)] = known[content]
+        which.append(known[id(picture)])
+    return pictures, which

@@ -16,6 +16,7 @@ from vlmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from PIL import Image
 
 # The layout of a prepared dataset. Raise it when an older reader would misread a newer one.
 FORMAT = 1
@@ -110,6 +111,8 @@ class ExampleDataset(Sequence[Example]):
         self.split = split
         self._table = table
         self._rows: Sequence[int] = range(len(table)) if rows is None else rows
+        # The last picture: questions about the same one often follow each other.
+        self._decoded: tuple[bytes | Path | None, Image.Image | None] = None, None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -125,13 +128,18 @@ class ExampleDataset(Sequence[Example]):
         stored = self._cell("image", index)
         if _is_empty(stored):
             return example
-        try:
-            return replace(example, image=load_rgb(stored["bytes"] or self._find(stored["path"])))
-        except ImageError as error:
-            where = f"{self.directory}, question {example.id}"
-            raise ImageError(
-                error.reason, f"{where}, {error.where}" if error.where else where
-            ) from None
+        source = stored["bytes"] or self._find(stored["path"])
+        last, image = self._decoded
+        if source != last:
+            try:
+                image = load_rgb(source)
+            except ImageError as error:
+                where = f"{self.directory}, question {example.id}"
+                raise ImageError(
+                    error.reason, f"{where}, {error.where}" if error.where else where
+                ) from None
+            self._decoded = source, image
+        return replace(example, image=image)
 
     def text(self, index: int) -> Example:
         """The example without its picture; nothing is decoded."""
@@ -149,12 +157,14 @@ class ExampleDataset(Sequence[Example]):
 
         Nothing is decoded, and the key stays the same when the dataset is moved.
         """
-        stored = self._cell("image", index)
-        if _is_empty(stored):
-            return None
-        if stored["bytes"]:  # a name is not unique among embedded pictures
-            return hashlib.sha256(stored["bytes"]).hexdigest()
-        return PurePath(stored["path"]).name
+        return _key(self._cell("image", index))
+
+    @cached_property
+    def image_keys(self) -> list[str | None]:
+        """``image_key`` of every question, in order."""
+        column = self._table.column("image")
+        keys: dict[int, str | None] = {row: _key(column[row].as_py()) for row in self._rows}
+        return [keys[row] for row in self._rows]
 
     @cached_property
     def ids(self) -> list[str]:
@@ -199,6 +209,14 @@ class ExampleDataset(Sequence[Example]):
 def _reopen(directory: Path, split: str, rows: Sequence[int]) -> ExampleDataset:
     whole = load_split(directory, split)
     return ExampleDataset(directory, split, whole._table, rows)
+
+
+def _key(stored: dict[str, Any] | None) -> str | None:
+    if stored is None or _is_empty(stored):
+        return None
+    if stored["bytes"]:  # a name is not unique among embedded pictures
+        return hashlib.sha256(stored["bytes"]).hexdigest()
+    return PurePath(stored["path"]).name
 
 
 def _is_empty(stored: dict[str, Any] | None) -> bool:

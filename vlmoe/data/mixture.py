@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
@@ -45,6 +45,15 @@ class Mixture(Sequence[Example]):
     def answers(self) -> list[int]:
         """The index of every right option, in order."""
         return [answer for part in self.parts.values() for answer in part.answers]
+
+    @property
+    def image_keys(self) -> list[tuple[str, str] | None]:
+        """The same for every question of one dataset about the same picture; None without one."""
+        return [
+            None if key is None else (name, key)
+            for name, part in self.parts.items()
+            for key in part.image_keys
+        ]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -105,6 +114,16 @@ def load_mixture(folders: Mapping[str, Path], split: str, *, everywhere: bool = 
     if everywhere or not any(have.values()):
         have = dict.fromkeys(have, True)  # opening it says which splits there are
     return Mixture({name: load_split(folders[name], split) for name in folders if have[name]})
+
+
+def picture_keys(examples: Sequence[Example]) -> Sequence[Hashable]:
+    """The same for every question about the same picture; None without one.
+
+    Of examples in memory, only the very same object counts as the same picture.
+    """
+    if isinstance(examples, Mixture | ExampleDataset):
+        return examples.image_keys
+    return [None if example.image is None else id(example.image) for example in examples]
 
 
 def draw(examples: Mixture, count: int, seed: int) -> Mixture:

@@ -43,6 +43,17 @@ class PromptStyle:
         """All that stands before the answer, with a place for a picture or without."""
         return chat(self.ask(example.question, example.choices), picture=picture, gap=self.gap)
 
+    @property
+    def picture_first(self) -> bool:
+        """Whether what precedes the picture is the same for every question."""
+        before = {
+            self.prompt(Example("", None, question, ("a", "b"), 0), picture=True).partition(IMAGE)[
+                0
+            ]
+            for question in ("Which?", "Where?")
+        }
+        return len(before) == 1
+
     def answer(self, option: str) -> str:
         """What follows the prompt when ``option`` (a letter) is chosen."""
         return f"{self.lead} {option}{self.tail}"

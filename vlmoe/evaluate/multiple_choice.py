@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.data.mixture import picture_keys
 from vlmoe.predict import Prediction, Predictor
 
 
@@ -79,7 +81,8 @@ def score(
     Args:
         predictor: the model, and how an answer is read off it.
         examples: the questions.
-        batch_size: questions in one forward pass; it does not change the answers.
+        batch_size: questions in one forward pass; it does not change the answers. All orders of a
+            question's options are in the same one, where they share what precedes them.
         blank_images: show a grey picture in place of each (does the model look at all?).
         circular: ask again with the options in every rotated order (CircularEval of MMBench,
             arXiv 2307.06281).
@@ -87,24 +90,63 @@ def score(
         description: in front of the progress bar.
     """
 
-    def ask(rows: Sequence[int], shift: int, text: str) -> list[tuple[Example, Prediction]]:
-        questions = _Questions(examples, rows, blank_images, shift)
-        return _ask(predictor, questions, batch_size, workers, text)
+    order = _together(examples)
+    loader = DataLoader(
+        _Questions(examples, blank_images, circular),
+        batch_sampler=list(_batches(order, batch_size)),
+        num_workers=workers,
+        collate_fn=_Collate(predictor.collate, None if predictor.shares else batch_size),
+    )
+    found: list[Scored] = []
+    with tqdm(total=len(examples), desc=description, unit="question", disable=None) as bar:
+        for orders, parts in loader:
+            predictions = [p for part in parts for p in predictor.choose_batch(*part)]
+            shown = [example for _, part in parts for example in part]
+            for count in orders:
+                found.append(_gather(shown[:count], predictions[:count], circular))
+                shown, predictions = shown[count:], predictions[count:]
+            bar.update(len(orders))
+    places = {row: at for at, (row, _) in enumerate(order)}
+    return [found[places[row]] for row in range(len(examples))]
 
-    scored = [Scored(*asked) for asked in ask(range(len(examples)), 0, description)]
+
+def _gather(shown: Sequence[Example], predictions: Sequence[Prediction], circular: bool) -> Scored:
+    """One question from the answers to every order of its options."""
     if not circular:
-        return scored
-    chosen = [[item.prediction.choice] for item in scored]
-    most = max((len(item.example.choices) for item in scored), default=0)
-    for shift in range(1, most):
-        rows = [at for at, item in enumerate(scored) if len(item.example.choices) > shift]
-        asked = ask(rows, shift, f"{description}, rotation {shift}")
-        for at, (example, prediction) in zip(rows, asked, strict=True):
-            choice = prediction.choice
-            if choice is not None:
-                choice = (choice + shift) % len(example.choices)
-            chosen[at].append(choice)
-    return [replace(item, rotations=tuple(row)) for item, row in zip(scored, chosen, strict=True)]
+        return Scored(shown[0], predictions[0])
+    count = len(shown)
+    chosen = tuple(
+        None if (choice := prediction.choice) is None else (choice + shift) % count
+        for shift, prediction in enumerate(predictions)
+    )
+    return Scored(shown[0], predictions[0], chosen)
+
+
+def _together(examples: Sequence[Example]) -> list[tuple[int, Hashable]]:
+    """The rows with their pictures' keys, questions about one picture after each other."""
+    keys = picture_keys(examples)
+    first: dict[Hashable, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    rows = sorted(range(len(keys)), key=lambda row: row if keys[row] is None else first[keys[row]])
+    return [(row, keys[row]) for row in rows]
+
+
+def _batches(order: Sequence[tuple[int, Hashable]], size: int) -> Iterator[list[int]]:
+    """At most ``size`` rows each; questions about one picture stay together where they fit."""
+    batch: list[int] = []
+    for key, siblings in groupby(order, key=lambda pair: pair[1]):
+        rows = [row for row, _ in siblings]
+        if key is not None and len(rows) <= size < len(batch) + len(rows):
+            yield batch
+            batch = []
+        for row in rows:
+            if len(batch) == size:
+                yield batch
+                batch = []
+            batch.append(row)
+    if batch:
+        yield batch
 
 
 def rotated(example: Example, shift: int) -> Example:
@@ -119,48 +161,42 @@ def rotated(example: Example, shift: int) -> Example:
     )
 
 
-def _ask(
-    predictor: Predictor, questions: _Questions, batch_size: int, workers: int, description: str
-) -> list[tuple[Example, Prediction]]:
-    loader = DataLoader(
-        questions,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_Collate(predictor.collate),
-    )
-    answered: list[tuple[Example, Prediction]] = []
-    with tqdm(total=len(questions), desc=description, unit="question", disable=None) as bar:
-        for batch, examples in loader:
-            predictions = predictor.choose_batch(batch, examples)
-            answered += zip(examples, predictions, strict=True)
-            bar.update(len(examples))
-    return answered
-
-
 @dataclass(frozen=True)
-class _Questions(torch.utils.data.Dataset[Example]):
-    """The chosen rows of the examples, as they are to be shown."""
+class _Questions(torch.utils.data.Dataset[list[Example]]):
+    """Each example as it is to be shown: once, or in every order of its options."""
 
     examples: Sequence[Example]
-    rows: Sequence[int]
     blank_images: bool
-    shift: int
+    circular: bool
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.examples)
 
-    def __getitem__(self, index: int) -> Example:
-        example = self.examples[self.rows[index]]
+    def __getitem__(self, index: int) -> list[Example]:
+        example = self.examples[index]
         if self.blank_images:
             example = example.without_picture()
-        return rotated(example, self.shift)
+        shifts = len(example.choices) if self.circular else 1
+        return [rotated(example, shift) for shift in range(shifts)]
 
 
 @dataclass(frozen=True)
 class _Collate:
-    """Collates in the worker, and sends the questions on without their pictures."""
+    """Collates in the worker, and sends the questions on without their pictures.
+
+    Attributes:
+        collate: makes a batch.
+        rows: in one batch at most; None: as they come.
+    """
 
     collate: Callable[[Sequence[Example]], dict[str, torch.Tensor]]
+    rows: int | None
 
-    def __call__(self, examples: list[Example]):
-        return self.collate(examples), [replace(e, image=None) for e in examples]
+    def __call__(self, questions: list[list[Example]]):
+        shown = [example for orders in questions for example in orders]
+        size = self.rows or len(shown)
+        parts = [shown[at : at + size] for at in range(0, len(shown), size)]
+        return [len(orders) for orders in questions], [
+            (self.collate(part), [replace(example, image=None) for example in part])
+            for part in parts
+        ]

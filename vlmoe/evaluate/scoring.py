@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,21 +10,23 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 
 from vlmoe.choices import MAX_NEW_TOKENS, SCORINGS
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.evaluate.parse import parse_answer
+from vlmoe.models.shared import embed, head, states_at
 from vlmoe.predict import Prediction, Predictor
+
+LOGITS_AT_ONCE = 256  # of the whole vocabulary in float64, 64 MB
 
 
 class OptionPredictor(Predictor):
     """Chooses the option whose text is the likeliest answer, by its mean log-likelihood per token.
 
-    Picture and prompt go through the model once for all options of a question; the options' few
-    tokens then continue from its cache.
+    All options are branches behind the prompt: picture and prompt go through the model once.
     """
 
     @property
@@ -35,49 +36,24 @@ class OptionPredictor(Predictor):
     def _answer(
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
-        # N questions, O options, L tokens of the longest option
-        ids_NOL, mask_NOL = batch.pop("option_ids"), batch.pop("option_mask")
-        asked = self.model(**batch, logits_to_keep=1, use_cache=True)
-        columns = [
-            self._scores(asked.logits[:, -1:], asked.past_key_values, batch, ids_NL, mask_NL)
-            for ids_NL, mask_NL in zip(ids_NOL.unbind(1), mask_NOL.unbind(1), strict=True)
+        # N questions, O options, L tokens of the longest option; K tokens in all
+        mask_NOL = batch["option_mask"]
+        kept = mask_NOL.bool()
+        batch["read_at"] = batch["read_at"][kept]
+        states = states_at(self.model, batch).split(LOGITS_AT_ONCE)
+        ids = batch["option_ids"][kept].split(LOGITS_AT_ONCE)
+        to_logits = head(self.model)
+        log_K = [
+            to_logits(some).double().log_softmax(-1).gather(-1, these[:, None]).squeeze(-1)
+            for some, these in zip(states, ids, strict=True)
         ]
+        log_NOL = mask_NOL.double().masked_scatter(kept, torch.cat(log_K))
+        scores_NO = (log_NOL.sum(-1) / mask_NOL.sum(-1)).cpu()
         predictions = []
-        for row, example in zip(torch.stack(columns, 1).cpu(), examples, strict=True):
+        for row, example in zip(scores_NO, examples, strict=True):
             scores = row[: len(example.choices)]
             predictions.append(Prediction(int(scores.argmax()), scores=tuple(scores.tolist())))
         return predictions
-
-    def _scores(
-        self,
-        first: torch.Tensor,
-        cache: DynamicCache,
-        batch: dict[str, torch.Tensor],
-        ids_NL: torch.Tensor,
-        mask_NL: torch.Tensor,
-    ) -> torch.Tensor:
-        """Mean log-likelihoods (N,) of one option of every question, float64.
-
-        Args:
-            first: (N, 1, V) logits of the first token, from the prompt.
-            cache: the prompt's; it stays as it is.
-            batch: of which the prompt's mask is used.
-            ids_NL: the options' tokens.
-            mask_NL: 0 on padding; a row of zeros (no such option) scores nan.
-        """
-        logits = first
-        if ids_NL.shape[1] > 1:
-            mask = torch.cat([batch["attention_mask"], mask_NL[:, :-1]], dim=1)
-            rest = self.model(
-                input_ids=ids_NL[:, :-1],
-                attention_mask=mask,
-                past_key_values=_branch(cache),
-                use_cache=True,
-            )
-            logits = torch.cat([first, rest.logits], dim=1)
-        log_NLV = logits.double().log_softmax(-1)
-        log_NL = log_NLV.gather(-1, ids_NL[..., None]).squeeze(-1)
-        return (log_NL * mask_NL).sum(-1) / mask_NL.sum(-1)
 
 
 class GeneratePredictor(Predictor):
@@ -101,6 +77,11 @@ class GeneratePredictor(Predictor):
         )
 
     @property
+    def shares(self) -> bool:
+        """Only what the vision tower makes of a picture is shared: every row is written on."""
+        return False
+
+    @property
     def collate(self) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
         return partial(self.collator.asking, room=self.max_new_tokens)
 
@@ -109,9 +90,10 @@ class GeneratePredictor(Predictor):
     ) -> list[Prediction]:
         tokenizer = self.collator.processor.tokenizer
         with _generating_by(self.model, self._greedy):
-            said = self.model.generate(**batch)  # type: ignore[operator]
-        new = said[:, batch["input_ids"].shape[1] :].cpu()
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            said = self.model.generate(  # type: ignore[operator]
+                inputs_embeds=embed(self.model, batch), attention_mask=batch["attention_mask"]
+            )
+        texts = tokenizer.batch_decode(said.cpu(), skip_special_tokens=True)
         return [
             Prediction(parse_answer(text, example.choices), text=text.strip())
             for text, example in zip(texts, examples, strict=True)
@@ -143,10 +125,3 @@ def _generating_by(model: nn.Module, settings: GenerationConfig) -> Iterator[Non
         yield
     finally:
         owner.generation_config = kept
-
-
-def _branch(cache: DynamicCache) -> DynamicCache:
-    """A cache that grows on its own; what it holds so far is shared, for layers replace tensors."""
-    twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    return twin

@@ -33,6 +33,7 @@ from vlmoe.data.answer_tokens import answer_tokens
 from vlmoe.data.collator import Collator
 from vlmoe.data.prompt import IMAGE, LLAVA, PROMPTS
 from vlmoe.errors import UserError
+from vlmoe.models.shared import sharing_fault
 
 TINY = "tiny"
 # Left alone when quantizing: letters are read off the head, and the projector is small. Both
@@ -65,7 +66,9 @@ class Base:
             UserError: there is no such prompt style, or the tokenizer has no single tokens for
                 letters where that style has them.
         """
-        return _collator(self.processor, self.image_tokens, self.max_length, image_fit, prompt)
+        return _collator(
+            self.processor, self.model.config, self.image_tokens, self.max_length, image_fit, prompt
+        )
 
     @property
     def max_length(self) -> int:
@@ -149,17 +152,23 @@ def load_collator(name: str, image_fit: str = "crop", prompt: str = LLAVA.name) 
         raise UserError(_cannot_load(name, error)) from error
     count = image_token_count(config)
     _check_processor(processor, config, count)
-    return _collator(processor, count, _max_length(config), image_fit, prompt)
+    return _collator(processor, config, count, _max_length(config), image_fit, prompt)
 
 
 def _collator(
-    processor: LlavaProcessor, image_tokens: int, max_length: int, image_fit: str, prompt: str
+    processor: LlavaProcessor,
+    config: LlavaConfig,
+    image_tokens: int,
+    max_length: int,
+    image_fit: str,
+    prompt: str,
 ) -> Collator:
     if prompt not in PROMPTS:
         raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
     style = PROMPTS[prompt]
     answer = answer_tokens(processor.tokenizer, style)
-    return Collator(processor, image_tokens, answer, max_length, image_fit, style)
+    fault = sharing_fault(config, style)
+    return Collator(processor, image_tokens, answer, max_length, image_fit, style, fault)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,8 +14,11 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from vlmoe.data.tree import pack
+
 SIZES = ("small", "mid", "7b")
 IMAGE_TOKEN = 32000
+ANSWER_TOKENS = 2  # the letter and the end, as in training
 VOCABULARY = 32064  # the hub's LLaVA-1.5: Llama's 32000, the image token, padding to 64
 
 
@@ -63,19 +66,51 @@ def random_llava(
     return model.requires_grad_(False).train()
 
 
-def random_batch(model: LlavaForConditionalGeneration, rows: int, words: int) -> dict[str, Tensor]:
-    """Rows of one picture and ``words`` random tokens each, labels on the words, on its device."""
-    vision: Any = model.config.vision_config
+def random_batch(
+    model: LlavaForConditionalGeneration,
+    pictures: int,
+    words: int,
+    *,
+    questions: int = 1,
+    orders: int = 1,
+    share: bool = True,
+) -> dict[str, Tensor]:
+    """Random pictures and random tokens in the form of ``Collator.training``, on its device.
+
+    Args:
+        model: whose sizes count.
+        pictures: how many.
+        words: tokens of each question, the answer's included.
+        questions: about each picture.
+        orders: of each question's options; in a question of several the first fifth of the tokens
+            stands for the question and is the same in every order.
+        share: False gives every question in every order a picture and a row of its own.
+    """
+    vision, image_id = _vision(model.config), model.config.image_token_id
     generator = torch.Generator().manual_seed(0)
-    word_ids = torch.randint(3, IMAGE_TOKEN, (rows, words), generator=generator)
-    image_ids = torch.full((rows, model.config.image_seq_length), IMAGE_TOKEN)
-    pixels = torch.randn(rows, 3, vision.image_size, vision.image_size, generator=generator)
-    ids = torch.cat([image_ids, word_ids], dim=1)
+    image = [image_id] * model.config.image_seq_length
+    sequences, about = [], []
+    for picture in range(pictures):
+        for _ in range(questions):
+            ids = torch.randint(3, image_id, (orders, words), generator=generator)
+            if orders > 1:
+                ids[:, : words // 5] = ids[0, : words // 5]
+            sequences += [[*image, *row] for row in ids.tolist()]
+            about += [picture] * orders
+    keys = about if share else list(range(len(about)))
+    packed = pack(
+        sequences, keys, pad=0, budget=model.config.get_text_config().max_position_embeddings
+    )
+    places = [key for tree in packed.trees if isinstance(key := tree.key, int)]
+    count = max(keys) + 1
+    side = vision.image_size
     batch = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": pixels.to(model.dtype),
-        "labels": torch.cat([torch.full_like(image_ids, -100), word_ids], dim=1),
+        **packed.tensors,
+        "pixel_values": torch.randn(count, 3, side, side, generator=generator).to(model.dtype),
+        "picture_of": torch.tensor(places),
+        "picture_uses": torch.bincount(torch.tensor(keys)),
+        "read_at": torch.tensor([path[-ANSWER_TOKENS - 1 : -1] for path in packed.paths]),
+        "labels": torch.tensor([ids[-ANSWER_TOKENS:] for ids in sequences]),
     }
     return {name: value.to(model.device) for name, value in batch.items()}
 
@@ -85,9 +120,12 @@ def attention_widths(config: LlavaConfig) -> list[int]:
 
     The last vision layer is left out: LLaVA-1.5 reads the one before it.
     """
-    vision: Any = config.vision_config
-    text = config.get_text_config()
+    vision, text = _vision(config), config.get_text_config()
     return [
         *[vision.hidden_size] * 4 * (vision.num_hidden_layers - 1),
         *[text.hidden_size] * 4 * text.num_hidden_layers,
     ]
+
+
+def _vision(config: LlavaConfig) -> Any:
+    return config.vision_config  # typed as optional, and as any model's

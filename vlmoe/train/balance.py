@@ -17,8 +17,9 @@ def piece_weights(
     """Weights that make the balance of a step the mean over its layers and tokens.
 
     A layer weighs 1 / (number of layers that run in the step), and in each piece that times the
-    piece's share of the step's tokens: of text without padding for the language tower, of pictures
-    (which all have equally many tokens) for the others. Nothing waits for the device.
+    piece's share of the step's tokens: of those without padding for the language tower, of pictures
+    (which all have equally many tokens) for the others, each as often as questions use it. Nothing
+    waits for the device.
 
     The shares f are counted piece by piece, since the whole step's are not known before its last
     piece has run: cutting a step otherwise changes the balance loss a little.
@@ -31,7 +32,7 @@ def piece_weights(
     Returns:
         For each piece the weight of a layer, by tower.
     """
-    counts_PN = torch.stack([torch.stack([_words(part), _pictures(part)]) for part in parts])
+    counts_PN = torch.stack([torch.stack([_tokens(part), _pictures(part)]) for part in parts])
     total_N = reduce(counts_PN.sum(0))
     layers = Counter(towers)
     columns = {tower: int(tower != "language") for tower in layers}
@@ -42,10 +43,9 @@ def piece_weights(
     ]
 
 
-def _words(part: dict[str, Tensor]) -> Tensor:
-    return part["attention_mask"].sum()
+def _tokens(part: dict[str, Tensor]) -> Tensor:
+    return part["uses"].sum()
 
 
 def _pictures(part: dict[str, Tensor]) -> Tensor:
-    count = len(part["pixel_values"]) if "pixel_values" in part else 0
-    return part["attention_mask"].new_tensor(count)
+    return part["picture_uses"].sum() if "picture_uses" in part else part["uses"].new_tensor(0)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vlmoe.choices import ALL
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
-from vlmoe.data.mixture import Mixture, shares
+from vlmoe.data.mixture import Mixture, picture_keys, shares
+from vlmoe.train.grouping import grouped, runs, split
 
 T = TypeVar("T")
 _END: Any = object()
@@ -34,10 +36,20 @@ class StepOrder:
         count: questions there are.
         batch_size: questions in a step.
         seed: of the order.
+        keys: the picture of each question; those about one picture come together.
+        together: so many of them at most; None: all.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        keys: Sequence[Hashable] | None = None,
+        together: int | None = None,
+    ):
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.keys, self.together = keys, together
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def step(self, step: int) -> list[int]:
@@ -50,7 +62,9 @@ class StepOrder:
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.count, generator=generator).tolist()
+        if self.keys is None:
+            return torch.randperm(self.count, generator=generator).tolist()
+        return grouped(self.keys, self.together, generator)
 
 
 class MixedOrder:
@@ -64,16 +78,30 @@ class MixedOrder:
         shares: of each dataset in a step, see ``mixture.shares``.
         batch_size: questions in a step.
         seed: of every dataset's order and of the order inside a step.
+        keys, together: as for ``StepOrder``, of all datasets.
     """
 
     def __init__(
-        self, counts: Sequence[int], shares: Sequence[Fraction], batch_size: int, seed: int
+        self,
+        counts: Sequence[int],
+        shares: Sequence[Fraction],
+        batch_size: int,
+        seed: int,
+        keys: Sequence[Hashable] | None = None,
+        together: int | None = None,
     ):
-        self.batch_size, self.seed = batch_size, seed
-        self._parts = [
-            StepOrder(count, batch_size, _seed_of_part(seed, at)) for at, count in enumerate(counts)
-        ]
+        self.batch_size, self.seed, self.keys = batch_size, seed, keys
         self._offsets = [0, *accumulate(counts)]
+        self._parts = [
+            StepOrder(
+                count,
+                batch_size,
+                _seed_of_part(seed, at),
+                None if keys is None else keys[self._offsets[at] : self._offsets[at + 1]],
+                together,
+            )
+            for at, count in enumerate(counts)
+        ]
         self._whole = math.lcm(*(share.denominator for share in shares))
         self._weights = [int(share * self._whole) for share in shares]
         self._taken = [[0] * len(counts)]  # of each dataset, before each step so far
@@ -90,7 +118,8 @@ class MixedOrder:
         ]
         # Mixed, so that every piece of a step holds some of each.
         generator = torch.Generator().manual_seed(_seed_of_part(self.seed, -1) + step)
-        return [chosen[at] for at in torch.randperm(len(chosen), generator=generator)]
+        groups = runs(chosen, self.keys)
+        return [i for at in torch.randperm(len(groups), generator=generator) for i in groups[at]]
 
     def _plan_next(self) -> None:
         taken = list(self._taken[-1])
@@ -107,19 +136,19 @@ def _seed_of_part(seed: int, part: int) -> int:
 
 
 def make_order(
-    examples: Sequence[Example], mix: str, batch_size: int, seed: int
+    examples: Sequence[Example],
+    mix: str,
+    batch_size: int,
+    seed: int,
+    questions_per_image: int | str = 1,
 ) -> StepOrder | MixedOrder:
     """The order for one dataset, or for a mixture of several. Raises ``UserError`` on ``mix``."""
+    keys = None if questions_per_image == 1 else picture_keys(examples)
+    together = None if questions_per_image == ALL else int(questions_per_image)
     if isinstance(examples, Mixture) and len(examples.parts) > 1:
-        return MixedOrder(examples.sizes, shares(mix, examples.sizes), batch_size, seed)
-    return StepOrder(len(examples), batch_size, seed)
-
-
-def split(items: Sequence[int], parts: int) -> list[list[int]]:
-    """Cut into ``parts`` runs whose lengths differ by one at most, the longer ones first."""
-    share, longer = divmod(len(items), parts)
-    cuts = [at * share + min(at, longer) for at in range(parts + 1)]
-    return [list(items[start:end]) for start, end in pairwise(cuts)]
+        parts = shares(mix, examples.sizes)
+        return MixedOrder(examples.sizes, parts, batch_size, seed, keys, together)
+    return StepOrder(len(examples), batch_size, seed, keys, together)
 
 
 def pieces(
@@ -143,7 +172,7 @@ def pieces(
     chosen = [
         piece
         for step in steps
-        for piece in split(order.step(step), grad_accum * world)[rank::world]
+        for piece in split(order.step(step), grad_accum * world, order.keys)[rank::world]
     ]
     loader = DataLoader(
         _Examples(examples),

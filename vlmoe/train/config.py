@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from vlmoe.choices import DEFAULT_MODEL, DTYPES, IMAGE_FITS, QUANTIZE
+from vlmoe.choices import ALL, ATTENTIONS, DEFAULT_MODEL, DTYPES, IMAGE_FITS, QUANTIZE
 from vlmoe.data.mixture import PROPORTIONAL, shares
 from vlmoe.data.prompt import PROMPTS
 from vlmoe.data.registry import label, names_of
@@ -34,6 +34,8 @@ HARMLESS = {
     "workers",
     "grad_accum",
     "gradient_checkpointing",
+    "attention",
+    "pack_tokens",
     "log_steps",
     "eval_steps",
     "eval_questions",
@@ -110,6 +112,12 @@ class TrainConfig:
     grad_accum: int | None = None
     """pieces a step is computed in: more pieces, less memory, the same mathematics (default:
     pieces of at most 5 questions)"""
+    questions_per_image: int | str = 1
+    """how many of a picture's questions come together in a step, or all of them; those that meet in
+    a piece of a step share its tokens, at a fraction of the work, and exactly"""
+    pack_tokens: int | None = None
+    """questions share a picture's tokens in sequences of at most so many (default: the longest
+    that the model takes)"""
     seed: int = 0
     """of initial experts, order of questions and dropout"""
     prompt: str = "llava"
@@ -124,6 +132,8 @@ class TrainConfig:
     """of the base: fp32, bf16, fp16, or auto (bf16 on a GPU, fp32 on the CPU)"""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto"""
+    attention: str = "sdpa"
+    """of the language model: sdpa, or flex (FlexAttention; CUDA only)"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them: slower, far less memory"""
     workers: int = 0
@@ -201,6 +211,8 @@ def from_command_line(
             options["action"] = argparse.BooleanOptionalAction
         elif kind is list:
             options |= {"type": numbers, "metavar": "INT[,INT...]"}
+        elif kind is object:
+            options |= {"type": count_or_all, "metavar": "INT|all"}
         else:
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         parser.add_argument(
@@ -287,11 +299,21 @@ def numbers(text: str) -> int | list[int]:
     return values if "," in text else values[0]
 
 
+def count_or_all(text: str) -> int | str:
+    """``5`` is a number; ``all`` is itself. Raises ``ValueError`` on anything else."""
+    return text if text == ALL else int(text)
+
+
 def _kind(field: dataclasses.Field[Any]) -> type:
-    """The field's type without ``| None``; ``list`` stands for a number or a list of them."""
+    """The field's type without ``| None``; ``list`` stands for a number or a list of them.
+
+    And ``object`` for a number or ``all``.
+    """
     hint = typing.get_type_hints(TrainConfig)[field.name]
     if hint == int | list[int]:
         return list
+    if hint == int | str:
+        return object
     if isinstance(hint, types.UnionType):
         (hint,) = (part for part in hint.__args__ if part is not types.NoneType)
     return hint
@@ -309,6 +331,10 @@ def _type_faults(config: TrainConfig):
             if not value or not all(type(v) is int for v in _listed(value)):
                 yield f"{field.name} must be of type int or a list of int, got {value!r}"
             setattr(config, field.name, value)
+            continue
+        if kind is object:
+            if type(value) is not int and value != ALL:
+                yield f"{field.name} must be of type int or {ALL!r}, got {value!r}"
             continue
         if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-5 as text
             try:
@@ -341,15 +367,16 @@ def _range_faults(config: TrainConfig):
         "gate_rescale": list(GATE_RESCALES),
         "init": list(INITS),
         "damping_mode": list(DAMPING_MODES),
+        "attention": list(ATTENTIONS),
     }
     for name, allowed in choices.items():
         value = getattr(config, name)
         if value is not None and value not in allowed:
             yield f"unknown {name} {value!r}: choose from {', '.join(allowed)}"
     for name in ("experts", "top_k", "rank", "batch_size", "grad_accum", "log_steps",
-                 "eval_batch_size", "max_steps"):  # fmt: skip
+                 "eval_batch_size", "max_steps", "pack_tokens", "questions_per_image"):  # fmt: skip
         value = getattr(config, name)
-        if value is not None and min(_listed(value)) < 1:
+        if value not in (None, ALL) and min(_listed(value)) < 1:
             yield f"{name} must be at least 1, got {value}"
     for name in ("eval_steps", "eval_questions", "test_questions", "save_steps", "workers",
                  "gate_lr", "damping", "weight_decay", "balance_loss", "seed"):  # fmt: skip

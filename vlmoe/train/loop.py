@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from vlmoe.adapter.report import check_gradients
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, summary
-from vlmoe.data.collator import IGNORED, Collator
+from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
+from vlmoe.models.shared import logits_at
 from vlmoe.optim.recipe import clip_gates
 from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import make_order, pieces
@@ -87,7 +88,9 @@ def train(
     start_alike(trained)
     accum, world = config.pieces, accelerator.num_processes
     add_up = partial(accelerator.reduce, reduction="sum")
-    order = make_order(examples, config.mix, config.batch_size, config.seed)
+    order = make_order(
+        examples, config.mix, config.batch_size, config.seed, config.questions_per_image
+    )
     batches = pieces(
         examples,
         run.collator,
@@ -113,15 +116,18 @@ def train(
         parts = [_to(next(batches), accelerator.device) for _ in range(accum)]
         clock.work()
         # Every answer token of the step weighs the same, however it is cut into pieces.
-        answers = sum((part["labels"] != IGNORED).sum() for part in parts)
-        answers = add_up(torch.as_tensor(answers))
+        answers = sum(part["labels"].numel() for part in parts)
+        answers = add_up(torch.tensor(answers, device=accelerator.device))
         logged = step % config.log_steps == 0 or step in (1, run.steps)
         weights = piece_weights(parts, run.routing.towers, add_up) if config.balance_loss else None
         loss, balance = torch.zeros(2, device=accelerator.device)
         for at, part in enumerate(parts):
-            watched = run.routing.record(part["attention_mask"], enabled=logged or bool(weights))
-            with watched as routing:
-                part_loss = answer_loss(model, part, len(run.collator.answer)) / answers
+            # A token counts as often as questions use it, so sharing changes no statistic.
+            watched = run.routing.record(
+                part["uses"], part.get("picture_uses"), enabled=logged or bool(weights)
+            )
+            with watched as routing, accelerator.autocast():
+                part_loss = answer_loss(model, part) / answers
             total = part_loss
             if weights:
                 part_balance = routing.balance_loss(weights[at])
@@ -201,21 +207,16 @@ def sum_over_processes(parameters: Sequence[torch.nn.Parameter], accelerator: Ac
             parameter.grad = accelerator.reduce(mine.detach(), "sum")
 
 
-def answer_loss(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], answer_tokens: int
-) -> torch.Tensor:
+def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Summed cross-entropy of the answers' tokens, float32 at least.
 
-    Answers are the last ``answer_tokens`` of every row, so only the last logits are computed.
+    Args:
+        model: LLaVA, adapted or not.
+        batch: from ``Collator.training``.
     """
-    labels = batch["labels"][:, -answer_tokens:]
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    out = model(**inputs, logits_to_keep=answer_tokens + 1, use_cache=False)
-    logits = out.logits[:, :-1]
+    logits = logits_at(model, batch)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), reduction="sum")
 
 
 def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -244,7 +245,7 @@ class _Clock:
 
     def count(self, parts: list[dict[str, torch.Tensor]]) -> None:
         self.tokens += sum(part["attention_mask"].numel() for part in parts)
-        self.questions += sum(len(part["input_ids"]) for part in parts)
+        self.questions += sum(len(part["labels"]) for part in parts)
 
     def read(self, world: int) -> dict[str, float]:
         """Tokens (padding included) and questions per second over all devices; share of waiting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # bf16 needs nothing: the base is loaded in it and the adapters stay float32. fp16 needs
     # its loss scaled, or small gradients vanish.
     return Accelerator(cpu=wanted.type == "cpu", mixed_precision="fp16" if half else "no")
+
+
+def make_collator(base: Base, config: TrainConfig) -> Collator:
+    """What makes the run's batches.
+
+    Raises:
+        UserError: questions about a picture are to come together, but must not share its tokens.
+    """
+    collator = base.collator(config.image_fit, config.prompt)
+    if collator.sharing_fault and config.questions_per_image != 1:
+        raise UserError(
+            f"--questions-per-image {config.questions_per_image}: {collator.sharing_fault}, so "
+            "questions about a picture would not be what each is alone; leave it at 1"
+        )
+    return replace(collator, row_tokens=config.pack_tokens)
 
 
 def trainable(examples: Mixture, collator: Collator) -> tuple[Mixture, list[dict[str, str]]]:
