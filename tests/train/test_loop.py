@@ -186,6 +186,11 @@ def test_sharing_changes_no_step(base, tmp_path, monkeypatch):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
+def test_momentum_reaches_the_optimizer(base, tmp_path):
+    run = make_run(base, tmp_path, optim="grsgd", momentum=0.5)
+    assert {group["momentum"] for group in run.optimizer.param_groups} == {0.5}
+
+
 @pytest.mark.parametrize("together", [2, "all"])
 def test_grouped_steps_are_the_same_however_cut(base, tmp_path, together):
     keyed = siblings()

@@ -69,12 +69,12 @@ def test_yaml_goes_round(tmp_path):
 
 
 def test_all_faults_at_once():
-    found = faults(expert=3, optim="adam", rank=0, top_k=30, lr=-1.0, dropout=1.5)
-    assert len(found) == 6
+    found = faults(expert=3, optim="adam", rank=0, top_k=30, lr=-1.0, dropout=1.5, momentum=1.0)
+    assert len(found) == 7
     assert found[0] == "unknown key 'expert' (did you mean 'experts'?)"
     text = "\n".join(found)
     for part in ("unknown optim 'adam'", "rank must be at least 1", "top_k 30 is above",
-                 "lr must be above 0", "dropout must be"):  # fmt: skip
+                 "lr must be above 0", "dropout must be", "momentum must be"):  # fmt: skip
         assert part in text
 
 
