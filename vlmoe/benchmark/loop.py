@@ -9,10 +9,11 @@ from vlmoe.adapter import MoELoraConfig
 
 
 class LoopOverExperts(nn.Module):
-    """``y = W x + (lora_alpha / r) * sum_i g_i(x) B_i A_i dropout(x)``, a Python loop over i.
+    """``y = W x + sum_i g_i(x) (lora_alpha / r) B_i A_i dropout_i(x)``, a Python loop over i.
 
     What `vlmoe.adapter` is measured against. Gates as in arXiv 2502.15828, Algorithm 1, with the
-    square root in the backward pass for ``gate_rescale="sqrt"``.
+    square root in the backward pass for ``gate_rescale="sqrt"``. The operations are those of the
+    code published with that paper, each expert over all tokens with a dropout of its own.
 
     Args:
         base_layer: the frozen layer.
@@ -46,14 +47,13 @@ class LoopOverExperts(nn.Module):
         top, chosen = probability.topk(self.config.top_k, dim=-1)
         top = top / top.sum(-1, keepdim=True)
         gates = torch.zeros_like(probability).scatter(-1, chosen, top).to(x.dtype)
-        dropped = self.dropout(x)
         for i, (A, B) in enumerate(zip(self.A, self.B, strict=True)):
             g = gates[..., i : i + 1]
-            out = B(A(dropped))
+            out = B(A(self.dropout(x))) * (self.config.lora_alpha / self.config.r)
             if self.config.gate_rescale == "sqrt":
                 root = g.sqrt().detach()
                 weighted = root * out + (g - root) * out.detach()
             else:
                 weighted = g * out
-            y = y + self.config.lora_alpha / self.config.r * weighted
+            y = y + weighted
         return y
