@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlmoe.choices import (
     ATTENTIONS,
-    DEFAULT_MODEL,
     DTYPES,
     IMAGE_FITS,
     MAX_NEW_TOKENS,
@@ -44,6 +43,7 @@ from vlmoe.evaluate.report import (
 )
 from vlmoe.evaluate.table import table
 from vlmoe.files import write_json, write_jsonl
+from vlmoe.train.runs import BASE, NONE, common_base, name_adapters
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
 # flag and --compare need none of it.
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlmoe.models.llava import Base
-
-NONE = "none"  # what --adapter calls the bare base
-BASE = "base"  # what tables and directories call it
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -220,34 +217,6 @@ def models(
         model = load_adapter(base.model, folder)
         yield label, model
         model.unload()
-
-
-def name_adapters(given: Sequence[str]) -> dict[str, str]:
-    """A short name for each adapter: its run's, or the whole path where two would be the same."""
-    if repeated := sorted({path for path in given if given.count(path) > 1}):
-        raise UserError(f"--adapter {repeated[0]} is given twice")
-    names = [
-        path.parent.absolute().name if path.name == "adapter" else path.absolute().name
-        for path in map(Path, given)
-    ]
-    return {
-        path if name == BASE or names.count(name) > 1 else name: path
-        for name, path in zip(names, given, strict=True)
-    }
-
-
-def common_base(folders: dict[str, Path]) -> str:
-    """The base that all adapters were trained on; the default one if there are none."""
-    from vlmoe.adapter.load import read_base_name
-
-    bases = {label: read_base_name(folder) for label, folder in folders.items()}
-    if len(set(bases.values())) > 1:
-        trained = "; ".join(f"{label} on {name}" for label, name in bases.items())
-        raise UserError(
-            f"the adapters were trained on different bases ({trained}): score them in separate "
-            "calls, or say with --model which base to put them on"
-        )
-    return next(iter(bases.values()), DEFAULT_MODEL)
 
 
 def common_setting(name: str, folders: dict[str, Path]) -> str:

@@ -27,7 +27,7 @@ def test_the_map_names_what_is_there():
 
 
 def test_the_map_leaves_no_module_out():
-    folders = ("data_prep", "scripts", "vlmoe")
+    folders = ("data_prep", "demo", "scripts", "vlmoe")
     modules = {
         str(path.relative_to(ROOT))
         for folder in folders
@@ -47,3 +47,12 @@ def test_commands_are_there():
         assert (ROOT / script).is_file(), script
     for config in re.findall(r"--config (\S+\.yaml)", README):
         assert (ROOT / config).is_file(), config
+
+
+def test_pictures_are_there_and_small():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+\.png)\)", README)
+    assert len(pictures) == 3
+    for name in pictures:
+        content = (ROOT / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) < 150_000, name

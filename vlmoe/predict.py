@@ -1,17 +1,25 @@
-"""One picture, one question, some options -> an answer. Evaluation and demo both use this."""
+"""One picture, one question, some options -> an answer. Evaluation and demo both use this.
+
+Also an open question -> an answer token by token, and what the routers did with either.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, TokenRouting
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
+from vlmoe.data.prompt import IMAGE
 from vlmoe.errors import UserError
 from vlmoe.models.shared import logits_at
 
@@ -39,6 +47,48 @@ class Prediction:
         if self.choice is None:
             raise ValueError(f"no option was chosen by {self.text!r}")
         return LETTERS[self.choice]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model has said up to now.
+
+    Attributes:
+        text: all of it, without the spaces around.
+        tokens: the ids it is made of.
+        end: empty while it goes on; then ``end`` (it had no more to say), ``length`` or ``time``.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    end: str = ""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What one adapter's routers did with a picture, a question and an answer.
+
+    Attributes:
+        layers: every token's gates in every adapted layer, in the model's order. The vision
+            tower's tokens are the class token and then the patches, row by row.
+        table: the same as shares of each layer's experts.
+        tokens: the language tower's tokens as text.
+        picture: which of them are the picture's; empty without one.
+        seen: the picture as the vision tower got it (cropped or padded, and resized), or None.
+        grid: rows and columns of patches.
+    """
+
+    layers: list[TokenRouting]
+    table: list[LayerRouting]
+    tokens: list[str]
+    picture: range
+    seen: Image.Image | None
+    grid: tuple[int, int]
+
+    def patches(self, layer: TokenRouting) -> list[int]:
+        """The leading expert of each patch in a layer of the vision tower, row by row."""
+        rows, columns = self.grid
+        return layer.leading[-rows * columns :]
 
 
 class Predictor:
@@ -69,11 +119,14 @@ class Predictor:
         self, image: Image.Image | None, question: str, choices: Sequence[str]
     ) -> Prediction:
         """Answer one question. Raises ``UserError`` on an empty question or too few options."""
+        return self.choose_all([self.example(image, question, choices)])[0]
+
+    def example(self, image: Image.Image | None, question: str, choices: Sequence[str]) -> Example:
+        """One question as an example. Raises ``UserError`` as ``choose`` does."""
         wrong = fault(question, tuple(choices), UNLABELLED)
         if wrong:
             raise UserError(wrong)
-        example = Example("question", image, question, tuple(choices), UNLABELLED)
-        return self.choose_all([example])[0]
+        return Example("question", image, question, tuple(choices), UNLABELLED)
 
     def choose_all(self, examples: Sequence[Example]) -> list[Prediction]:
         """Answer a batch of examples, in their order."""
@@ -84,10 +137,100 @@ class Predictor:
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
         """Answer a batch that ``collate`` made of these examples; their pictures are not needed."""
-        device = next(self.model.parameters()).device
-        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         with _evaluating(self.model):
-            return self._answer(batch, examples)
+            return self._answer(self._moved(batch), examples)
+
+    def stream(
+        self,
+        batch: dict[str, torch.Tensor],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seconds: float = math.inf,
+    ) -> Iterator[Said]:
+        """Answer an open question, token by token.
+
+        Nothing is held between two steps: the model may serve others meanwhile, and a caller who
+        wants no more just stops asking.
+
+        Args:
+            batch: one row, as ``collator.talking`` makes it.
+            max_new_tokens: tokens to say at most.
+            temperature: 0 says the likeliest token, more samples from softmax(logits / it).
+            seconds: after which no further token is begun.
+
+        Yields:
+            After every token all that was said; the last one has an ``end``.
+        """
+        finish = time.monotonic() + seconds
+        tokenizer = self.collator.processor.tokenizer
+        inputs, cache, tokens, end = self._moved(batch), None, [], ""
+        while not end:
+            token, cache = self._next(inputs, cache, temperature)
+            inputs = {"input_ids": torch.full_like(inputs["input_ids"][:, :1], token)}
+            if token == tokenizer.eos_token_id:
+                end = "end"
+            else:
+                tokens.append(token)
+                if len(tokens) >= max_new_tokens:
+                    end = "length"
+                elif time.monotonic() >= finish:
+                    end = "time"
+            text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            # A letter of several bytes may have come in half.
+            yield Said(text if end else text.rstrip("\ufffd"), tuple(tokens), end)
+
+    @torch.inference_mode()
+    def experts(
+        self,
+        batch: dict[str, torch.Tensor],
+        said: Sequence[int] = (),
+        adapter_name: str = "default",
+    ) -> Experts:
+        """What the routers of an adapter, which must be active, do with a question.
+
+        Args:
+            batch: one row, as ``collator.talking`` or ``collator.scoring`` makes it.
+            said: the tokens of the answer, which follow it.
+            adapter_name: whose routers.
+        """
+        assert len(batch["input_ids"]) == 1, batch["input_ids"].shape
+        ids = torch.cat([batch["input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
+        whole = self._moved({**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        recorder = RoutingRecorder(self.model, adapter_name)
+        with _evaluating(self.model), recorder.record() as recording:
+            self.model(**whole, logits_to_keep=1, use_cache=False)
+        recorder.count(recording)
+        tokenizer = self.collator.processor.tokenizer
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        at = [place for place, token in enumerate(ids[0].tolist()) if token == image_id]
+        seen = self.collator.seen(batch["pixel_values"][0]) if at else None
+        side = self.collator.processor.patch_size
+        return Experts(
+            layers=recorder.by_token(recording),
+            table=recorder.read(),
+            tokens=[_readable(piece) for piece in tokenizer.convert_ids_to_tokens(ids[0])],
+            picture=range(at[0], at[-1] + 1) if at else range(0),
+            seen=seen,
+            grid=(seen.height // side, seen.width // side) if seen else (0, 0),
+        )
+
+    @torch.inference_mode()
+    def _next(
+        self, inputs: dict[str, torch.Tensor], cache: Any, temperature: float
+    ) -> tuple[int, Any]:
+        with _evaluating(self.model):
+            out = self.model(**inputs, past_key_values=cache, logits_to_keep=1, use_cache=True)
+        logits = out.logits[0, -1].float()
+        if temperature > 0:
+            token = torch.multinomial((logits / temperature).softmax(-1), 1)
+        else:
+            token = logits.argmax()
+        return int(token), out.past_key_values
+
+    def _moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        device = next(self.model.parameters()).device
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def _answer(
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
@@ -100,6 +243,11 @@ class Predictor:
                 Prediction(int(probabilities.argmax()), tuple(probabilities.tolist()))
             )
         return predictions
+
+
+def _readable(piece: str) -> str:
+    """A token as people write it: a space for SentencePiece's mark, a new line for its byte."""
+    return piece.replace("\u2581", " ").replace("<0x0A>", "\n")
 
 
 @contextmanager

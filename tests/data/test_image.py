@@ -272,3 +272,9 @@ def test_image_error_is_a_user_error_that_survives_pickling() -> None:
         "truncated picture",
         "a/b.jpg",
     )
+
+
+def test_a_limit_of_ones_own() -> None:
+    assert load_rgb(encoded(photo((30, 20))), max_pixels=600).size == (30, 20)
+    with pytest.raises(ImageError, match="more than 0 million pixels"):
+        load_rgb(encoded(photo((30, 20))), max_pixels=599)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlmoe.data.example import Example
-from vlmoe.data.prompt import LLAVA, PAPER, PROMPTS, VMCBENCH
+from vlmoe.data.prompt import LLAVA, PAPER, PROMPTS, VMCBENCH, Turn, conversation
 
 CHOICES = ("Red.", "Blue.", "Green.", "None")
 EXAMPLE = Example("7", None, "What colour is it?", CHOICES, 1)
@@ -47,3 +47,18 @@ def test_braces_are_only_text():
         text = style.prompt(odd, picture=False)
         assert "What is {question}?\n" in text
         assert "A. {options}\nB. {0}" in text
+
+
+def test_a_conversation_word_for_word():
+    turns = [Turn("What is it?", "A ring."), Turn("Which colour?", " Red. "), Turn("Sure?")]
+    assert conversation(turns, picture=True) == (
+        "USER: <image>\nWhat is it? ASSISTANT: A ring.</s>"
+        "USER: Which colour? ASSISTANT: Red.</s>USER: Sure? ASSISTANT:"
+    )
+    assert conversation(turns[2:], picture=False) == "USER: Sure? ASSISTANT:"
+
+
+def test_markup_that_the_model_spelt_out_does_not_come_back():
+    turns = [Turn("What?", "An <image></s> of <s>it"), Turn("Sure?", "not said yet")]
+    text = conversation(turns, picture=True)
+    assert text == "USER: <image>\nWhat? ASSISTANT: An  of it</s>USER: Sure? ASSISTANT:"

@@ -164,6 +164,26 @@ class LayerRouting:
         return sum(share < IDLE / len(self.share) for share in self.share)
 
 
+@dataclass(frozen=True)
+class TokenRouting:
+    """What one layer's router did with every token.
+
+    Attributes:
+        path: of the layer.
+        tower: ``vision``, ``projector`` or ``language``.
+        gates_TE: g of each token, on the host; zero but on the chosen experts, rows sum to 1.
+    """
+
+    path: str
+    tower: str
+    gates_TE: Tensor
+
+    @property
+    def leading(self) -> list[int]:
+        """Of each token the expert with the largest g (the first of equals)."""
+        return self.gates_TE.argmax(-1).tolist()
+
+
 class RoutingRecorder:
     """Records the routers of one adapter: for the balance loss, and for statistics.
 
@@ -232,6 +252,15 @@ class RoutingRecorder:
             rows[:, width : width + experts] += weight_T @ gates_LTE
             rows[:, -1] += weight_T.sum()
             self._sums[batch.rows] = rows
+
+    def by_token(self, recording: Recording) -> list[TokenRouting]:
+        """What became of every token of a recording, padding included, in the model's order."""
+        found = {
+            row: TokenRouting(self.paths[row], batch.tower, gates_TE.detach().float().cpu())
+            for batch in recording.batches()
+            for row, gates_TE in zip(batch.rows, batch.gates_LTE, strict=True)
+        }
+        return [found[row] for row in sorted(found)]
 
     def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> list[LayerRouting]:
         """The statistics of all that was counted since the last reading; waits for the device.

@@ -18,7 +18,7 @@ from transformers import LlavaProcessor
 from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.answer_tokens import AnswerTokens
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
-from vlmoe.data.prompt import IMAGE, LLAVA, PromptStyle, chat
+from vlmoe.data.prompt import IMAGE, LLAVA, PromptStyle, Turn, chat, conversation
 from vlmoe.data.tree import pack
 from vlmoe.errors import UserError
 
@@ -111,6 +111,29 @@ class Collator:
         shown = [at for at in picture_of if at is not None]
         return {"input_ids": ids, "attention_mask": mask, **self._pixels(pictures, shown, shown)}
 
+    def talking(
+        self, image: Image.Image | None, turns: Sequence[Turn], room: int
+    ) -> dict[str, torch.Tensor]:
+        """A batch of one: a conversation about a picture, up to the last question's answer.
+
+        Args:
+            image: the picture, or None to talk without one.
+            turns: the questions with their answers; the last one is to be answered.
+            room: tokens that must fit behind it.
+
+        Raises:
+            UserError: the conversation is too long for the model.
+        """
+        row = self._ids(conversation(turns, picture=image is not None))
+        if len(row) + room > self.max_length:
+            raise UserError(
+                f"the conversation takes {len(row)} tokens and its answer up to {room}, the model "
+                f"at most {self.max_length}: begin a new one, or ask for a shorter answer"
+            )
+        ids = torch.tensor([row])
+        pixels = {} if image is None else self._pixel_values([image])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+
     def options(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As ``scoring``, with the text of every option in the place of its letter.
 
@@ -146,6 +169,16 @@ class Collator:
         """Tokens of an example with its answer. Its picture counts, but need not be loaded."""
         return len(self.prompt_ids(example, picture=picture)) + len(self.answer)
 
+    def seen(self, pixel_values: torch.Tensor) -> Image.Image:
+        """The picture that the vision tower gets, from its ``pixel_values`` (3, side, side)."""
+        picture_processor = self.processor.image_processor
+        mean, std = (
+            torch.tensor(parts)[:, None, None]
+            for parts in (picture_processor.image_mean, picture_processor.image_std)
+        )
+        colours = (pixel_values.cpu().float() * std + mean).clamp(0, 1) * 255
+        return Image.fromarray(colours.round().byte().permute(1, 2, 0).numpy(), "RGB")
+
     def prompt_ids(self, example: Example, *, picture: bool) -> list[int]:
         """The prompt's tokens, the picture as ``image_tokens`` of them."""
         if len(example.choices) > len(self.letter_ids):
@@ -154,10 +187,14 @@ class Collator:
                 f"tokenizer has single tokens for {len(self.letter_ids)} letters only "
                 f"({LETTERS[: len(self.letter_ids)]})"
             )
+        return self._ids(self.style.prompt(example, picture=picture))
+
+    def _ids(self, text: str) -> list[int]:
+        """The tokens of a prompt, the one picture in it as ``image_tokens`` of them."""
         tokenizer = self.processor.tokenizer
-        ids = tokenizer(self.style.prompt(example, picture=picture))["input_ids"]
-        if picture:
-            image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        ids = tokenizer(text)["input_ids"]
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        if image_id in ids:
             at = ids.index(image_id)
             ids = [*ids[:at], *[image_id] * self.image_tokens, *ids[at + 1 :]]
         return ids
@@ -219,14 +256,17 @@ class Collator:
     ) -> dict[str, torch.Tensor]:
         if not pictures:
             return {}
-        if self.image_fit == "pad":
-            pictures = [self._square(picture) for picture in pictures]
-        processed = self.processor.image_processor(images=pictures, return_tensors="pt")
         return {
-            "pixel_values": processed["pixel_values"],
+            **self._pixel_values(pictures),
             "picture_of": torch.tensor(places),
             "picture_uses": torch.bincount(torch.tensor(uses), minlength=len(pictures)),
         }
+
+    def _pixel_values(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+        if self.image_fit == "pad":
+            pictures = [self._square(picture) for picture in pictures]
+        processed = self.processor.image_processor(images=pictures, return_tensors="pt")
+        return {"pixel_values": processed["pixel_values"]}
 
     def _square(self, picture: Image.Image) -> Image.Image:
         side = max(picture.size)

@@ -56,8 +56,8 @@ class Example:
 
 def fault(question: str, choices: tuple[str, ...], answer: int) -> str | None:
     """Why these cannot make an ``Example``, in a few words, or None if they can."""
-    if not question.strip():
-        return "empty question"
+    if wrong := question_fault(question):
+        return wrong
     if len(choices) > len(LETTERS):
         return f"{len(choices)} options, at most {len(LETTERS)} have a letter"
     if any(not choice.strip() for choice in choices):
@@ -66,8 +66,18 @@ def fault(question: str, choices: tuple[str, ...], answer: int) -> str | None:
         return "fewer than two distinct options"
     if answer != UNLABELLED and not 0 <= answer < len(choices):
         return f"answer {answer} is not among the {len(choices)} options"
-    for text in (question, *choices):
-        for mark in RESERVED:
-            if mark in text:
-                return f"reserved text {mark!r} in the question or an option"
+    return next(filter(None, map(_reserved, choices)), None)
+
+
+def question_fault(question: str) -> str | None:
+    """Why a question cannot be asked, options aside, or None if it can."""
+    if not question.strip():
+        return "empty question"
+    return _reserved(question)
+
+
+def _reserved(text: str) -> str | None:
+    for mark in RESERVED:
+        if mark in text:
+            return f"reserved text {mark!r} in the question or an option"
     return None

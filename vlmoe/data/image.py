@@ -38,7 +38,9 @@ class ImageError(UserError):
         return type(self), (self.reason, self.where)
 
 
-def load_rgb(source: bytes | str | Path | Image.Image) -> Image.Image:
+def load_rgb(
+    source: bytes | str | Path | Image.Image, max_pixels: int | None = None
+) -> Image.Image:
     """Decode a picture completely and return it as a new RGB picture.
 
     Upright (EXIF orientation applied), 8 bits (16-bit pictures are scaled, not clipped),
@@ -46,17 +48,19 @@ def load_rgb(source: bytes | str | Path | Image.Image) -> Image.Image:
 
     Args:
         source: the bytes of a file, a path, or an open picture (which is left as it is).
+        max_pixels: a larger picture is refused before it is decoded (``MAX_PIXELS``).
 
     Raises:
-        ImageError: missing, empty, truncated, broken, not a picture, or above ``MAX_PIXELS``.
+        ImageError: missing, empty, truncated, broken, not a picture, or above ``max_pixels``.
     """
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
         where = str(getattr(source, "filename", ""))
-        return _guarded(lambda: _to_rgb(source), where)
+        return _guarded(lambda: _to_rgb(source, max_pixels), where)
     if isinstance(source, bytes):
-        return _guarded(lambda: _decode(source), "")
+        return _guarded(lambda: _decode(source, max_pixels), "")
     data = read_picture(source)
-    return _guarded(lambda: _decode(data), str(source))
+    return _guarded(lambda: _decode(data, max_pixels), str(source))
 
 
 def read_picture(path: str | Path) -> bytes:
@@ -95,13 +99,14 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture in a known format"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _TOO_LARGE
+        return _too_large(MAX_PIXELS)
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return "truncated picture"
     return "broken picture"
 
 
-_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
+def _too_large(limit: int) -> str:
+    return f"more than {limit // 1_000_000} million pixels"
 
 
 @cache
@@ -111,16 +116,16 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("empty file")
     with Image.open(io.BytesIO(data), formats=_known_formats()) as picture:
-        return _to_rgb(picture)
+        return _to_rgb(picture, max_pixels)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ImageError(_TOO_LARGE)
+def _to_rgb(picture: Image.Image, max_pixels: int) -> Image.Image:
+    if picture.width * picture.height > max_pixels:
+        raise ImageError(_too_large(max_pixels))
     if 0 in picture.size:
         raise ImageError("picture without pixels")
     picture.load()

@@ -5,15 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlmoe.data.example import LETTERS, Example
+from vlmoe.data.example import LETTERS, RESERVED, Example
 
 IMAGE = "<image>"
+END = "</s>"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 def chat(user: str, *, picture: bool, gap: str = " ") -> str:
     """One turn of LLaVA-1.5's conversation, up to where the assistant begins to answer."""
     return f"USER: {IMAGE}\n{user}{gap}ASSISTANT:" if picture else f"USER: {user}{gap}ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question in a conversation, and what the model said to it (nothing yet: empty)."""
+
+    question: str
+    answer: str = ""
+
+
+def conversation(turns: Sequence[Turn], *, picture: bool) -> str:
+    """LLaVA-1.5's conversation up to where the assistant begins to answer the last question.
+
+    The picture stands before the first question. Chat markup that the model itself spelt out in
+    an earlier answer is left out: it would become control tokens.
+    """
+    text = ""
+    for at, turn in enumerate(turns):
+        text += chat(turn.question, picture=picture and at == 0)
+        if at < len(turns) - 1:
+            answer = turn.answer
+            for mark in RESERVED:
+                answer = answer.replace(mark, "")
+            text += f" {answer.strip()}{END}"
+    return text
 
 
 @dataclass(frozen=True)

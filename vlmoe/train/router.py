@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,17 +22,33 @@ def write_router(step: int, table: Sequence[LayerRouting], folder: Path, title: 
 
 
 def draw_router(table: Sequence[LayerRouting], path: Path, title: str) -> bool:
-    """Draw a map of layers x experts for each tower: the load of an expert, 1 where it is even.
+    """Write ``router_map`` as a PNG.
 
     Returns:
         Whether matplotlib was there to draw with.
+    """
+    drawn = router_map(table, title)
+    if drawn is None:
+        return False
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(drawn)
+    temporary.replace(path)
+    return True
+
+
+def router_map(table: Sequence[LayerRouting], title: str) -> bytes | None:
+    """Draw a map of layers x experts for each tower: the load of an expert, 1 where it is even.
+
+    Returns:
+        A PNG, or None if matplotlib is not there to draw with.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import TwoSlopeNorm
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
-        return False
+        return None
     towers = [
         [layer for layer in table if layer.tower == tower]
         for tower in dict.fromkeys(layer.tower for layer in table)
@@ -53,9 +70,9 @@ def draw_router(table: Sequence[LayerRouting], path: Path, title: str) -> bool:
         axes.set_facecolor("lightgray")  # experts that a layer does not have
         first = {layer_number(layer.path): row for row, layer in reversed([*enumerate(layers)])}
         axes.set_yticks(list(first.values()), [str(number) for number in first], fontsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="expert", ylabel="layer", title=layers[0].tower)
         figure.colorbar(shown, ax=axes, label="share of tokens / even share")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
-    return True
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()

@@ -1,0 +1,116 @@
+"""A page to ask an adapted model about pictures, and to see which experts answer.
+
+    python demo/app.py --adapter runs/shapes-grsgd
+    python demo/app.py --adapter runs/a runs/b --dataset shapes
+    python demo/app.py --adapter runs/visual7w-grsgd --auth me:password.txt --host 0.0.0.0
+
+Needs Gradio: pip install 'vlmoe[demo]'. The programmatic endpoints /ask and /choose are described
+in docs/demo.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from vlmoe.data.mixture import Mixture
+from vlmoe.demo import markup, serving
+from vlmoe.demo.engine import Engine
+from vlmoe.demo.examples import write_examples
+from vlmoe.demo.page.ask import ask_tab
+from vlmoe.demo.page.choose import choose_tab
+from vlmoe.demo.page.common import QUICK, Common
+from vlmoe.demo.page.endpoints import add_endpoints
+from vlmoe.demo.page.experts import experts_tab
+from vlmoe.demo.page.picture import example_buttons, picture_box, wire_examples
+from vlmoe.demo.uploads import private_uploads
+from vlmoe.errors import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = serving.parse(argv, __doc__)
+    engine, questions = serving.make_engine(args), serving.questions_of(args)
+    with private_uploads() as folder:
+        page = build(engine, questions, write_examples(folder))
+        serving.serve(page, engine, args, folder, {"theme": theme(), "css": markup.STYLE})
+
+
+def build(engine: Engine, questions: Mixture | None, examples: Sequence[Path]) -> gr.Blocks:
+    """The page: who answers and about which picture on the left, what is asked on the right.
+
+    Args:
+        engine: answers; it may still be loading.
+        questions: to be browsed, or None.
+        examples: the files of the built-in pictures.
+    """
+    with gr.Blocks(title="vlmoe", analytics_enabled=False) as page:
+        gr.HTML("<h1>vlmoe: ask, choose, see the experts</h1>", elem_id="title")
+        show_status(engine, page)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                name = gr.Dropdown(
+                    engine.names,
+                    value=engine.names[0],
+                    label="Answers come from",
+                    info="An adapter, or the bare base without any",
+                    elem_id="adapter",
+                )
+                picture = picture_box(engine.limits)
+                buttons = example_buttons(examples)
+            common = Common(engine, name, picture, gr.State(None))
+            with gr.Column(scale=3, min_width=320), gr.Tabs():
+                with gr.Tab("Ask", id="ask") as asking:
+                    question = ask_tab(common)
+                with gr.Tab("Choose", id="choose") as choosing:
+                    choose = choose_tab(common, questions)
+                with gr.Tab("Experts", id="experts") as looking:
+                    experts_tab(common, looking, [asking, choosing])
+        wire_examples(
+            buttons,
+            examples,
+            picture,
+            question,
+            choose.question,
+            choose.options,
+            emptied=[choose.browsed, choose.bars],
+        )
+        add_endpoints(engine, picture)
+    return page
+
+
+def show_status(engine: Engine, page: gr.Blocks) -> None:
+    """How far the model is, asked for until it is ready."""
+    status = gr.HTML(elem_id="status")
+    timer = gr.Timer(0.5)
+
+    def look() -> tuple[str, gr.Timer]:
+        text = markup.status(engine.status, list(engine.adapters))
+        return text, gr.Timer(active=not engine.ready)
+
+    gr.on([page.load, timer.tick], look, None, [status, timer], **QUICK)
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the visitor's own machine: nothing is fetched from elsewhere."""
+    return gr.themes.Default(
+        primary_hue="indigo",
+        spacing_size="sm",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(  # what stands out enough to be read
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,40 @@
+"""Several trained adapters side by side: their names, and the base they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlmoe.choices import DEFAULT_MODEL
+from vlmoe.errors import UserError
+
+NONE = "none"  # what --adapter calls the bare base
+BASE = "base"  # what tables, directories and menus call it
+
+
+def name_adapters(given: Sequence[str]) -> dict[str, str]:
+    """A short name for each adapter: its run's, or the whole path where two would be the same."""
+    if repeated := sorted({path for path in given if given.count(path) > 1}):
+        raise UserError(f"--adapter {repeated[0]} is given twice")
+    names = [
+        path.parent.absolute().name if path.name == "adapter" else path.absolute().name
+        for path in map(Path, given)
+    ]
+    return {
+        path if name == BASE or names.count(name) > 1 else name: path
+        for name, path in zip(names, given, strict=True)
+    }
+
+
+def common_base(folders: dict[str, Path]) -> str:
+    """The base that all adapters were trained on; the default one if there are none."""
+    from vlmoe.adapter.load import read_base_name  # takes seconds, by torch and peft
+
+    bases = {label: read_base_name(folder) for label, folder in folders.items()}
+    if len(set(bases.values())) > 1:
+        trained = "; ".join(f"{label} on {name}" for label, name in bases.items())
+        raise UserError(
+            f"the adapters were trained on different bases ({trained}): take them in separate "
+            "calls, or say with --model which base to put them on"
+        )
+    return next(iter(bases.values()), DEFAULT_MODEL)
