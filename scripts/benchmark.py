@@ -33,10 +33,11 @@ from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
 from vlmoe.benchmark.optimizers import FAMILIES, optimizer_works, random_pairs
 from vlmoe.benchmark.packing import ALONE, packing_works
 from vlmoe.benchmark.steps import VARIANTS, step_works
+from vlmoe.choices import DTYPES, SIZES
 from vlmoe.errors import UserError, run_command
 from vlmoe.files import write_json
-from vlmoe.models.llava import DTYPES, resolve_device, resolve_dtype
-from vlmoe.models.random import SIZES, attention_widths, random_batch, random_llava, size_config
+from vlmoe.models.llava import resolve_device, resolve_dtype
+from vlmoe.models.random import attention_widths, random_batch, random_llava, size_config
 
 PARTS = ("step", "memory", "optimizer", "packing")
 

@@ -11,4 +11,6 @@ IMAGE_FITS = ("crop", "pad")
 SCORINGS = ("letter", "option", "generate")
 MAX_NEW_TOKENS = 32
 ATTENTIONS = ("sdpa", "flex")
+SIZES = ("small", "mid", "7b")  # of a model with random weights
+TRACKERS = ("tensorboard", "wandb", "trackio")
 ALL = "all"  # of a picture's questions

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from vlmoe.errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary neighbour, flush it to the disk, rename."""
@@ -21,6 +25,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -33,6 +38,39 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """One JSON value a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, if they are not there; their entries are on the disk."""
+    if not path.exists():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def flush(folder: Path) -> None:
+    """Wait until every file below a folder, and the folders' own entries, are on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+@contextmanager
+def writing(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into one clear message.
+
+    Args:
+        what: what is being written, for the message.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: the operating system refused.
+    """
+    try:
+        yield
+    # safetensors writes by itself and has an exception of its own for what the system says.
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write {what}: {reason}{'; ' if remedy else ''}{remedy}") from error
 
 
 @contextmanager
@@ -54,6 +92,7 @@ def new_directory(path: Path, keep: tuple[type[BaseException], ...] = ()) -> Ite
         if path.exists():
             path.rename(replaced)
         building.rename(path)
+        _sync(path.parent)
     except BaseException as error:
         if not isinstance(error, keep):
             shutil.rmtree(building, ignore_errors=True)
@@ -63,12 +102,32 @@ def new_directory(path: Path, keep: tuple[type[BaseException], ...] = ()) -> Ite
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what this module had in the making in a folder when its process was killed.
+
+    Only for whoever knows that nobody else is writing there.
+    """
+    for pattern in (".*.building-*", ".*.replaced-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def unfinished(path: Path) -> list[Path]:
     """What ``new_directory(path)`` has in the making, or left behind when it was killed."""
     prefix = _unfinished_prefix(path)
     if not path.parent.is_dir():
         return []
     return sorted(entry for entry in path.parent.iterdir() if entry.name.startswith(prefix))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unfinished_prefix(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,9 @@ import pytest
 
 from data_prep import visual7w
 from tests.models_for_tests import save_small_llava
+from tests.scripts.forked import Forks
 from tests.visual7w_source import write_source
+from vlmoe.train.directory import RunDirectory
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -54,6 +57,28 @@ def evaluate(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """No curves and maps, which take longer than a small run."""
+    monkeypatch.setattr(RunDirectory, "draw", lambda self, run: None)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """The training command in processes of their own."""
+    made = Forks()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, small) -> Path:
+    """A run with the flags ``small``, for comparison; copy it before you change it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    script("train_llava").main([*small, "--output", str(run)])
+    return run
+
+
+@pytest.fixture(scope="session")
 def small(model_directory, dataset_directory) -> list[str]:
     """Flags of a run of six steps that takes about a second."""
     flags = {

@@ -59,7 +59,9 @@ def test_directory_of_another_run(train, small, tmp_path):
 
 
 def test_diverging_run_says_so(train, small, tmp_path):
-    with pytest.raises(UserError, match=r"the loss is .* at step \d+: lower --lr"):
+    with pytest.raises(
+        UserError, match=r"the loss is .* 5 steps in a row were skipped: lower --lr"
+    ):
         train(*small, "--output", "run", "--optim", "sgd", "--lr", 1e30)
 
 

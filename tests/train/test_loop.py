@@ -14,6 +14,7 @@ from PIL import Image
 from tests.models_for_tests import save_small_llava
 from tests.reference import reference_answer_loss
 from vlmoe.adapter import GradientError
+from vlmoe.adapter.layer import adapted_layers
 from vlmoe.data.example import Example
 from vlmoe.data.prompt import PROMPTS
 from vlmoe.errors import UserError
@@ -123,6 +124,26 @@ def test_gradient_checkpointing_changes_nothing(base, tmp_path):
         train(run, examples())
         losses.append([row["loss"] for row in run.log.rows()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(base):
+    collator = base.collator()
+    batch = collator.training(examples())
+    gradients = []
+    for on in (False, True):
+        again = load_base(base.name)
+        torch.manual_seed(0)
+        settings = TrainConfig(experts=4, top_k=2, rank=2, gradient_checkpointing=on)
+        model = setup.add_adapter(again, settings).train()
+        for layer in (layer for _, layer in adapted_layers(model)):
+            torch.nn.init.normal_(layer.factor_pair().B, std=0.1)
+        torch.manual_seed(1)  # of dropout
+        answer_loss(model, batch).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert len(gradients[0]) == 48
+    for name, plain in gradients[0].items():
+        assert plain.any(), name
+        torch.testing.assert_close(gradients[1][name], plain, rtol=1e-6, atol=1e-9)
 
 
 def test_trains_without_the_optional_packages(base, tmp_path):

@@ -108,6 +108,11 @@ def test_all_faults_at_once():
         ({"pack_tokens": 0}, "pack_tokens must be at least 1"),
         ({"attention": "fast"}, "unknown attention 'fast': choose from sdpa, flex"),
         ({"dataset": None}, "dataset must be of type str"),
+        ({"track": "paper"}, "unknown track 'paper': choose from tensorboard, wandb, trackio"),
+        ({"max_hours": 0.0}, "max_hours must be above 0"),
+        ({"max_bad_steps": 0}, "max_bad_steps must be at least 1"),
+        ({"max_bad_images": 1.5}, "max_bad_images must be between 0 and 1"),
+        ({"keep_checkpoints": -1}, "keep_checkpoints must not be negative"),
     ],
 )
 def test_single_faults(values, message):
@@ -128,9 +133,19 @@ def test_broken_files(tmp_path, text, message):
 
 
 def test_pieces_hold_five_questions_unless_told():
-    assert TrainConfig().pieces == 8
-    assert TrainConfig(batch_size=3).pieces == 1
-    assert TrainConfig(grad_accum=2).pieces == 2
+    assert TrainConfig().pieces_on(1) == 8
+    assert TrainConfig().pieces_on(3) == 3
+    assert TrainConfig().pieces_on(40) == 1
+    assert TrainConfig(batch_size=3).pieces_on(1) == 1
+    assert TrainConfig(grad_accum=2).pieces_on(1) == 2
+
+
+def test_every_device_has_a_question_in_every_piece():
+    assert TrainConfig(batch_size=6, grad_accum=3).pieces_on(2) == 3
+    with pytest.raises(UserError, match=r"2 devices with 4 pieces each .* at least 8 questions"):
+        TrainConfig(batch_size=6, grad_accum=4).pieces_on(2)
+    with pytest.raises(UserError, match="7 devices with 1 pieces each"):
+        TrainConfig(batch_size=6).pieces_on(7)
 
 
 def test_resume_takes_the_saved_settings(tmp_path):

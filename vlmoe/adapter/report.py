@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.sites import (
@@ -164,7 +165,7 @@ def _training_adapters(layer: MoELoraLayer) -> list[str]:
 def _expectations(layer: MoELoraLayer, adapter: str) -> list[tuple[str, nn.Parameter, bool]]:
     """Each trained tensor of an adapter, and whether theory lets its gradient vanish."""
     A, B = layer.factor_pair(adapter)
-    starts = not bool(B.detach().any())
+    starts = not bool(_whole(B.detach()).any())
     always_one = layer.settings[adapter].top_k == 1
     return [
         (kind, parameter, may_vanish)
@@ -180,11 +181,17 @@ def _expectations(layer: MoELoraLayer, adapter: str) -> list[tuple[str, nn.Param
 def _gradient_fault(grad: Tensor | None, may_vanish: bool) -> str | None:
     if grad is None:
         return MISSING
+    grad = _whole(grad)
     if not bool(torch.isfinite(grad).all()):
         return NOT_FINITE
     if not may_vanish and not bool(grad.any()):
         return ALL_ZERO
     return None
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor whose experts are spread over several processes; each of them must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _explain(model: nn.Module, faulty: list[_Checked], checked: list[_Checked]) -> str:

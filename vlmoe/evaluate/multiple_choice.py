@@ -96,6 +96,7 @@ def score(
         batch_sampler=list(_batches(order, batch_size)),
         num_workers=workers,
         collate_fn=_Collate(predictor.collate, None if predictor.shares else batch_size),
+        generator=torch.Generator(),  # else it draws from the generator that dropout uses
     )
     found: list[Scored] = []
     with tqdm(total=len(examples), desc=description, unit="question", disable=None) as bar:

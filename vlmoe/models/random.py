@@ -16,7 +16,6 @@ from transformers import (
 
 from vlmoe.data.tree import pack
 
-SIZES = ("small", "mid", "7b")
 IMAGE_TOKEN = 32000
 ANSWER_TOKENS = 2  # the letter and the end, as in training
 VOCABULARY = 32064  # the hub's LLaVA-1.5: Llama's 32000, the image token, padding to 64

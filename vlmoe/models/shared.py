@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.parallel import DistributedDataParallel
 from transformers import LlavaConfig
 
 from vlmoe.choices import ATTENTIONS
@@ -31,10 +32,23 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits of the next token (..., V) at the places in ``batch["read_at"]`` (...), and no others.
 
     Args:
-        model: LLaVA, adapted or not.
+        model: LLaVA, adapted or not; or ``LogitsAt`` of it, wrapped or not.
         batch: from ``Collator.training`` or ``scoring``.
     """
+    if isinstance(model, LogitsAt | DistributedDataParallel):
+        return model(batch)
     return head(model)(states_at(model, batch))
+
+
+class LogitsAt(nn.Module):
+    """``logits_at`` as a module: what DDP and FSDP wrap, whose work begins when one is called."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return logits_at(self.model, batch)
 
 
 def states_at(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

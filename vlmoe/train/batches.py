@@ -17,13 +17,15 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vlmoe.choices import ALL
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
 from vlmoe.data.mixture import Mixture, picture_keys, shares
 from vlmoe.train.grouping import grouped, runs, split
+from vlmoe.train.stop import ignore_signals
+from vlmoe.train.undecodable import Tolerant, TolerantCollate
 
 T = TypeVar("T")
 _END: Any = object()
@@ -161,10 +163,11 @@ def pieces(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Iterator[dict[str, Any]]:
     """Batches with answers: ``grad_accum`` of them for each step, this rank's share.
 
-    They are made ahead of the model, by a thread or by ``workers`` processes.
+    They are made ahead of the model, by a thread or by ``workers`` processes. A question whose
+    picture fails to decode is told in its batch, see ``undecodable``.
 
     The step's questions are cut into ``grad_accum * world`` runs of which every rank takes
     every ``world``-th, so the union over ranks and pieces is the same step whatever both are.
@@ -174,11 +177,13 @@ def pieces(
         for step in steps
         for piece in split(order.step(step), grad_accum * world, order.keys)[rank::world]
     ]
+    tolerant = Tolerant(examples)
     loader = DataLoader(
-        _Examples(examples),
+        tolerant,
         batch_sampler=chosen,
-        collate_fn=collator.training,
+        collate_fn=TolerantCollate(collator.training, tolerant),
         num_workers=workers,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # else it draws from the generator that dropout uses
     )
     # Worker processes are ahead of the model by themselves.
@@ -217,16 +222,3 @@ def total_steps(
     if epochs is not None:
         return max(1, math.ceil(epochs * count / batch_size))
     return max_steps if max_steps is not None else default
-
-
-class _Examples(Dataset[Example]):
-    """What ``DataLoader`` asks for, around any sequence of examples."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]

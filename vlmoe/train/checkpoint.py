@@ -1,113 +1,209 @@
 """Checkpoints: all that the next step depends on, written whole or not at all.
 
-checkpoints/step-N/  adapter/  optimizer.safetensors  random.safetensors  state.json
+checkpoints/step-N/  adapter/  optimizer.safetensors  random.safetensors  state.json  manifest.json
+
+Tensors are safetensors, the rest is JSON: nothing needs unpickling. The manifest's checksums tell
+a checkpoint that is still what was written from one that is not.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from vlmoe.adapter.load import WEIGHTS_FILE
+from vlmoe.adapter.model import MoELoraModel
 from vlmoe.errors import UserError
-from vlmoe.files import new_directory, write_json
+from vlmoe.files import flush, make_folder, new_directory, write_json
+from vlmoe.train import ranks
+from vlmoe.train.config import LATEST
+from vlmoe.train.manifest import damage, write_manifest
+
+if TYPE_CHECKING:
+    from vlmoe.train.loop import Run
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 
 
-def find(directory: Path, which: str) -> Path:
-    """The checkpoint to resume from: ``"latest"`` or a path. Raises ``UserError`` if none."""
-    if which != "latest":
-        if not (Path(which) / "state.json").is_file():
-            raise UserError(f"no checkpoint at {which}")
-        return Path(which)
-    found = {
-        int(path.parent.name.removeprefix("step-")): path.parent
-        for path in directory.glob(f"{CHECKPOINTS}/step-*/state.json")
-    }
-    if not found:
+def found(directory: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their step, the latest first; damaged ones among them."""
+    steps = {}
+    for path in directory.glob(f"{CHECKPOINTS}/step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdigit() and path.is_dir():
+            steps[int(number)] = path
+    return dict(sorted(steps.items(), reverse=True))
+
+
+def find(directory: Path, which: str) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        directory: of the run.
+        which: ``latest``: the latest that is whole; damaged ones are named and passed over. Or
+            the path of one.
+
+    Returns:
+        None if the run has not got as far as its first checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged; or the one asked for is.
+    """
+    if which != LATEST:
+        path = Path(which)
+        if fault := damage(path):
+            others = ", ".join(p.name for p in found(directory).values() if not damage(p))
+            raise UserError(
+                f"the checkpoint {path} is damaged: {fault}; whole ones: {others or 'none'}"
+            )
+        return path
+    paths = list(found(directory).values())
+    faults = []
+    for path in paths:
+        fault = damage(path)
+        if fault is None:
+            return path
+        faults.append(f"the checkpoint {path} is damaged: {fault}")
+        print(f"{faults[-1]}; passing over it")
+    if faults:
         raise UserError(
-            f"{directory} has no checkpoint to resume from: start it anew with another --output"
+            [*faults, f"{directory} has no whole checkpoint: start anew with another --output"]
         )
-    return found[max(found)]
+    return None
 
 
-def save_adapter(model: PeftModel, directory: Path, base_name: str) -> None:
-    """Write the adapter in PEFT format, whole or not at all.
+def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: bool = True) -> None:
+    """Write the adapter in PEFT format, whole or not at all. Every process must call.
 
     Args:
         model: the adapted model.
         directory: replaced if it is there.
         base_name: hub id, path or ``tiny``: how the base is to be found again.
+        writes: whether this process writes; the others only give their parts.
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name
+    tensors = {
+        name: ranks.whole(parameter.detach())
+        for name, parameter in model.named_parameters()
+        if MoELoraModel.prefix in name
+    }
+    if not writes:
+        return
     with new_directory(directory) as temporary:
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        model.save_pretrained(str(temporary), state_dict=tensors, save_embedding_layers=False)
+        flush(temporary)
 
 
-def save(
-    directory: Path,
-    step: int,
-    model: PeftModel,
-    base_name: str,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-) -> Path:
-    """Write all that the next step depends on to ``checkpoints/step-N``, whole or not at all."""
+def save(directory: Path, step: int, run: Run, base_name: str, *, writes: bool = True) -> Path:
+    """Write all that the next step depends on to ``checkpoints/step-N``. Every process must call.
+
+    Whole or not at all: a neighbour is filled, flushed to the disk and renamed.
+    """
     path = directory / CHECKPOINTS / f"step-{step}"
-    path.parent.mkdir(exist_ok=True)
+    tensors, rest = _pack(run.optimizer.state_dict())
+    random_state = ranks.random_state(run.accelerator)
+    retries = run.retries
+    if not writes:
+        save_adapter(run.model, path, base_name, writes=False)
+        return path
+    scaler = run.accelerator.scaler
+    state = {
+        "step": step,
+        "processes": run.accelerator.num_processes,
+        "questions": run.questions,
+        "optimizer": rest,
+        "schedule": _plain(run.schedule.state_dict()),
+        "loss_scale": None if scaler is None else scaler.state_dict(),
+        "damping_retries": retries,
+        "best": run.log.best(),
+        "health": run.health.state(),
+        "left_out": run.left_out.rows(),
+    }
+    make_folder(path.parent)
     with new_directory(path) as temporary:
-        save_adapter(model, temporary / ADAPTER, base_name)
-        tensors, rest = _pack(optimizer.state_dict())
+        save_adapter(run.model, temporary / ADAPTER, base_name)
         save_file(tensors, temporary / "optimizer.safetensors")
-        save_file(_random_state(), temporary / "random.safetensors")
-        state = {"step": step, "optimizer": rest, "schedule": _plain(schedule.state_dict())}
+        save_file(random_state, temporary / "random.safetensors")
         write_json(temporary / "state.json", state)
+        write_manifest(temporary)
+        flush(temporary)
     return path
 
 
-def load(path: Path, model: PeftModel, optimizer: Optimizer, schedule: LRScheduler) -> int:
-    """Put everything back and return the number of steps done.
+def keep(directory: Path, count: int) -> None:
+    """Delete all but the latest ``count`` checkpoints; 0 keeps all."""
+    for path in list(found(directory).values())[count:] if count else []:
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a checkpoint; one that is half deleted is not taken for one."""
+    going = path.with_name(f".{path.name}.replaced-now")
+    path.rename(going)
+    shutil.rmtree(going)
+
+
+def load_adapter(path: Path, model: PeftModel) -> None:
+    """Copy the adapter of a checkpoint into the model's; both hold the same tensors.
+
+    By PEFT's way in, so that the layers learn of it: GOAT's residual depends on what is loaded.
 
     Raises:
-        UserError: a file is missing or damaged, or the adapter does not fit.
+        UserError: it does not fit, or cannot be read.
+    """
+    file = path / ADAPTER / WEIGHTS_FILE
+    try:
+        saved, live = load_file(file), get_peft_model_state_dict(model)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {error}") from error
+    if saved.keys() != live.keys():
+        odd = sorted(saved.keys() ^ live.keys())
+        raise UserError(f"{file} does not fit the model: {', '.join(odd[:6])} ({len(odd)} tensors)")
+    set_peft_model_state_dict(model, saved)
+
+
+def load(path: Path, run: Run) -> int:
+    """Put everything but the adapter back and return the number of steps done.
+
+    Raises:
+        UserError: a file cannot be read, or belongs to other data.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(path / "optimizer.safetensors")
         random_state = load_file(path / "random.safetensors")
-        _load_adapter(model, path / ADAPTER / WEIGHTS_FILE)
-        optimizer.load_state_dict(_unpack(tensors, state["optimizer"]))
-        schedule.load_state_dict(state["schedule"])
-        _set_random_state(random_state)
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
-        raise UserError(
-            f"the checkpoint {path} is damaged ({error}): resume from an earlier one with "
-            f"--resume {path.parent}/step-N"
-        ) from error
+        if state["questions"] != run.questions:
+            raise UserError(
+                f"the training data has changed since {path} was written: it had "
+                f"{state['questions']} questions, now {run.questions}, and their order would be "
+                "another; bring back the dataset, or start anew with another --output"
+            )
+        run.optimizer.load_state_dict(_unpack(tensors, state["optimizer"], run.optimizer))
+        run.schedule.load_state_dict(state["schedule"])
+        if run.accelerator.scaler is not None and state["loss_scale"]:
+            run.accelerator.scaler.load_state_dict(state["loss_scale"])
+        run.retries_before = state["damping_retries"]
+        run.health.load(state["health"])
+        run.left_out.load(state["left_out"])
+        if not ranks.set_random_state(run.accelerator, random_state):
+            run.accelerator.print(
+                f"{path} is of {state['processes']} processes, this run has "
+                f"{run.accelerator.num_processes}: the same questions in the same steps, but "
+                "dropout draws anew"
+            )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {error}") from error
     return state["step"]
-
-
-def _load_adapter(model: PeftModel, file: Path) -> None:
-    """Copy the tensors of a file into the model's adapter; both hold the same ones.
-
-    By PEFT's way in, so that the layers learn of it: GOAT's residual depends on what is loaded.
-    """
-    saved, live = load_file(file), get_peft_model_state_dict(model)
-    if saved.keys() != live.keys():
-        odd = sorted(saved.keys() ^ live.keys())
-        raise UserError(f"{file} does not fit the model: {', '.join(odd[:6])} ({len(odd)} tensors)")
-    set_peft_model_state_dict(model, saved)
 
 
 def _pack(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -116,16 +212,21 @@ def _pack(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any
     for index, values in state["state"].items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value.contiguous()
+                tensors[f"{index}.{key}"] = ranks.whole(value).contiguous()
             elif value is not None:
                 plain[f"{index}.{key}"] = value
     return tensors, {"plain": plain, "param_groups": state["param_groups"]}
 
 
-def _unpack(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+def _unpack(
+    tensors: dict[str, torch.Tensor], rest: dict[str, Any], optimizer: Optimizer
+) -> dict[str, Any]:
+    parameters = [param for group in optimizer.param_groups for param in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *rest["plain"].items()]:
         index, key = name.split(".", 1)
+        if isinstance(value, torch.Tensor):
+            value = ranks.sharded_like(value, parameters[int(index)])
         state.setdefault(int(index), {})[key] = value
     return {"state": state, "param_groups": rest["param_groups"]}
 
@@ -135,16 +236,3 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "lr_lambdas"} | {
         "lr_lambdas": [None] * len(state["base_lrs"])
     }
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

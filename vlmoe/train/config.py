@@ -19,13 +19,23 @@ from typing import Any
 
 import yaml
 
-from vlmoe.choices import ALL, ATTENTIONS, DEFAULT_MODEL, DTYPES, IMAGE_FITS, QUANTIZE
+from vlmoe.choices import (
+    ALL,
+    ATTENTIONS,
+    DEFAULT_MODEL,
+    DTYPES,
+    IMAGE_FITS,
+    QUANTIZE,
+    SIZES,
+    TRACKERS,
+)
 from vlmoe.data.mixture import PROPORTIONAL, shares
 from vlmoe.data.prompt import PROMPTS
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
 
 CONFIG_FILE = "config.yaml"
+LATEST = "latest"
 DEFAULT_STEPS = 1000
 # What a resumed run may change: it alters memory, speed and what is written, not the mathematics.
 HARMLESS = {
@@ -42,8 +52,15 @@ HARMLESS = {
     "eval_batch_size",
     "test_questions",
     "save_steps",
+    "keep_checkpoints",
+    "max_hours",
+    "max_bad_steps",
+    "max_bad_images",
+    "track",
+    "dry_run",
 }
 DEFAULT_PIECE = 5  # questions computed at once, unless --grad-accum says otherwise
+SHAPE = "shape:"
 
 
 @dataclass
@@ -110,8 +127,8 @@ class TrainConfig:
     batch_size: int = 40
     """questions in one optimizer step, over all devices and pieces"""
     grad_accum: int | None = None
-    """pieces a step is computed in: more pieces, less memory, the same mathematics (default:
-    pieces of at most 5 questions)"""
+    """pieces a step is computed in, on each device: more pieces, less memory, the same mathematics
+    (default: pieces of at most 5 questions)"""
     questions_per_image: int | str = 1
     """how many of a picture's questions come together in a step, or all of them; those that meet in
     a piece of a step share its tokens, at a fraction of the work, and exactly"""
@@ -149,7 +166,21 @@ class TrainConfig:
     eval_batch_size: int = 16
     """questions in one forward pass when scoring; it does not change the answers"""
     save_steps: int = 500
-    """a checkpoint every so many steps; 0: none but the final adapter"""
+    """a checkpoint every so many steps; 0: only when the run is stopped"""
+    keep_checkpoints: int = 0
+    """checkpoints to keep, the latest ones; 0: all"""
+    max_hours: float | None = None
+    """save and end after so many hours; --resume goes on"""
+    max_bad_steps: int = 5
+    """a step whose loss or gradient is not finite is skipped; so many in a row end the run"""
+    max_bad_images: float = 0.01
+    """a question whose picture fails to decode is left out; above this share of all training
+    questions the run ends"""
+    track: str | None = None
+    """also send the log to tensorboard (files in the run directory), wandb or trackio"""
+    dry_run: bool = False
+    """print the plan (layers, memory, steps, time of a step after three on trial) and end; nothing
+    is written. With --model shape:7b no weights are needed and nothing is timed"""
 
     def __post_init__(self) -> None:
         faults = [*_type_faults(self)] or [*_range_faults(self)]
@@ -162,10 +193,20 @@ class TrainConfig:
         name = f"{label(self.dataset)}-{self.optim}"
         return Path(self.output) if self.output else Path("runs") / name
 
-    @property
-    def pieces(self) -> int:
-        """Pieces each step is computed in."""
-        return self.grad_accum or math.ceil(self.batch_size / DEFAULT_PIECE)
+    def pieces_on(self, devices: int) -> int:
+        """Pieces in which each of so many devices computes its part of a step.
+
+        Raises:
+            UserError: a piece would have no question.
+        """
+        pieces = self.grad_accum or math.ceil(self.batch_size / (DEFAULT_PIECE * devices))
+        if pieces * devices > self.batch_size:
+            raise UserError(
+                f"batch_size {self.batch_size} does not go round: {devices} devices with "
+                f"{pieces} pieces each (grad_accum) need at least {pieces * devices} questions in "
+                "a step; lower --grad-accum, raise --batch-size, or start fewer processes"
+            )
+        return pieces
 
     @property
     def rescale(self) -> str:
@@ -198,9 +239,10 @@ def from_command_line(
     parser.add_argument(
         "--resume",
         nargs="?",
-        const="latest",
-        metavar="CHECKPOINT",
-        help="go on with the run in --output from its latest (or this) checkpoint",
+        const=LATEST,
+        metavar="PATH",
+        help="go on with the run in --output from its latest whole checkpoint; or with the run, "
+        "or from the checkpoint, at PATH",
     )
     docs = field_docs(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -221,7 +263,40 @@ def from_command_line(
     given = vars(parser.parse_args(argv))
     file, resume = given.pop("config"), given.pop("resume")
     values = {**(read_yaml(file) if file else {}), **given}
+    if resume and values.get("dry_run"):
+        raise UserError("--dry-run tells of a new run: leave --resume out")
+    if resume:
+        resume, run = _run_of(resume)
+        if (
+            run is not None
+            and Path(values.setdefault("output", str(run))).resolve() != run.resolve()
+        ):
+            raise UserError(
+                f"--resume {resume} belongs to the run {run}, not to --output {values['output']}: "
+                "a run goes on in its own directory, leave --output out"
+            )
     return (build_resumed(values) if resume else build(values)), resume
+
+
+def _run_of(resume: str) -> tuple[str, Path | None]:
+    """What ``--resume`` says: which checkpoint (or ``latest``), and of which run if it says so."""
+    path = Path(resume)
+    if resume == LATEST:
+        return resume, None
+    if (path / CONFIG_FILE).is_file():
+        return LATEST, path
+    run = (path if len(path.parts) > 2 else path.absolute()).parent.parent
+    if path.is_dir() and (run / CONFIG_FILE).is_file():
+        return resume, run
+    raise UserError(
+        f"no checkpoint at {resume}: give a run directory or a checkpoint in it, "
+        "RUN/checkpoints/step-N"
+    )
+
+
+def shape_of(model: str) -> str | None:
+    """The size in ``shape:SIZE``, a model of which only the shape is asked for; else None."""
+    return model.removeprefix(SHAPE) if model.startswith(SHAPE) else None
 
 
 def build_resumed(values: dict[str, Any]) -> TrainConfig:
@@ -368,22 +443,25 @@ def _range_faults(config: TrainConfig):
         "init": list(INITS),
         "damping_mode": list(DAMPING_MODES),
         "attention": list(ATTENTIONS),
+        "track": list(TRACKERS),
     }
     for name, allowed in choices.items():
         value = getattr(config, name)
         if value is not None and value not in allowed:
             yield f"unknown {name} {value!r}: choose from {', '.join(allowed)}"
     for name in ("experts", "top_k", "rank", "batch_size", "grad_accum", "log_steps",
-                 "eval_batch_size", "max_steps", "pack_tokens", "questions_per_image"):  # fmt: skip
+                 "eval_batch_size", "max_steps", "max_bad_steps", "pack_tokens",
+                 "questions_per_image"):  # fmt: skip
         value = getattr(config, name)
         if value not in (None, ALL) and min(_listed(value)) < 1:
             yield f"{name} must be at least 1, got {value}"
-    for name in ("eval_steps", "eval_questions", "test_questions", "save_steps", "workers",
-                 "gate_lr", "damping", "weight_decay", "balance_loss", "seed"):  # fmt: skip
+    for name in ("eval_steps", "eval_questions", "test_questions", "save_steps",
+                 "keep_checkpoints", "workers", "gate_lr", "damping", "weight_decay",
+                 "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             yield f"{name} must not be negative, got {value}"
-    for name in ("lr", "alpha", "gate_clip", "epochs"):
+    for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             yield f"{name} must be above 0, got {value}"
@@ -394,6 +472,8 @@ def _range_faults(config: TrainConfig):
             yield f"{name} must be at least 0 and below 1, got {share}"
     if not 0 <= config.lr_end_ratio <= 1:
         yield f"lr_end_ratio must be between 0 and 1, got {config.lr_end_ratio}"
+    if not 0 <= config.max_bad_images <= 1:
+        yield f"max_bad_images must be between 0 and 1, got {config.max_bad_images}"
     if config.grad_accum is not None and config.grad_accum > config.batch_size >= 1:
         yield (
             f"grad_accum {config.grad_accum} is above batch_size {config.batch_size}: "
@@ -403,6 +483,10 @@ def _range_faults(config: TrainConfig):
         shares(config.mix, [1] * len(names_of(config.dataset)))
     except UserError as error:
         yield str(error)
+    shape = shape_of(config.model)
+    if shape is not None and (shape not in SIZES or not config.dry_run):
+        shapes = ", ".join(SHAPE + size for size in SIZES)
+        yield f"model {config.model} has no weights: the shapes are {shapes}, for --dry-run only"
     if config.max_steps is not None and config.epochs is not None:
         yield "give max_steps or epochs, not both"
 

@@ -5,11 +5,15 @@ router.json  router.png  how tokens were spread over the experts in the last log
 adapter/             the finished adapter, PEFT format
 checkpoints/step-N/  see vlmoe.train.checkpoint
 skipped.jsonl        training questions that cannot be trained on and why, if there are any
+.lock                see vlmoe.train.lock
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +23,53 @@ from vlmoe.choices import SCORINGS
 from vlmoe.errors import UserError
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.evaluate.report import write_report
-from vlmoe.files import write_jsonl, write_text
+from vlmoe.files import make_folder, remove_leftovers, write_jsonl, write_text, writing
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
+from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.loop import Run
 from vlmoe.train.router import write_router
 from vlmoe.train.tracking import draw_curves
 
 
 class RunDirectory:
-    """One run's directory. Nothing is written before ``start``.
+    """One run's directory. Of a new run nothing is written before ``start``.
+
+    Of several processes only one writes. The others take ``checkpoint`` from it.
 
     Args:
         path: where it is or will be.
         resume: None for a new run, else ``latest`` or the path of a checkpoint in it.
-        writes: whether this process writes (only one of several does).
+        writes: whether this process writes.
+
+    Attributes:
+        checkpoint: to resume from; None for a new run, and for one that was not saved yet.
 
     Raises:
-        UserError: a new run, but something is there already; or nothing to resume from.
+        UserError: a new run, but something is there already; a run to resume that is in use, or
+            has damaged checkpoints only; a place that cannot be written.
     """
 
     def __init__(self, path: Path, resume: str | None = None, *, writes: bool = True):
         self.path = path
         self.writes = writes
-        self.checkpoint = checkpoint.find(path, resume) if resume else None
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        # The others may find what the one that writes has just made.
-        if writes and not resume and taken:
+        self.checkpoint: Path | None = None
+        self._skipped: list[dict[str, str]] = []
+        self._lock: RunLock | None = None
+        if not writes:
+            return
+        _check_writable(path)
+        if resume:
+            self._take()
+            try:
+                self.checkpoint = checkpoint.find(path, resume)
+            except UserError:
+                self.__exit__()
+                raise
+            if self.checkpoint is None:
+                print(f"{path} has no checkpoint yet: starting from the beginning")
+        elif path.exists() and (not path.is_dir() or _visible(path)):
             what = "another run" if (path / CONFIG_FILE).exists() else "other files"
             raise UserError(
                 f"{path} holds {what}: go on with a run by --resume, or choose a new --output"
@@ -56,37 +79,67 @@ class RunDirectory:
     def log(self) -> Path:
         return self.path / "log.jsonl"
 
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run (behind the same launcher, if there was one)."""
+        return shlex.join(
+            ["python", "scripts/train_llava.py", "--output", str(self.path), "--resume"]
+        )
+
     def start(self, config: TrainConfig, skipped: Sequence[dict[str, str]]) -> None:
         """Make the directory, with the settings and the questions that cannot be trained on."""
         if not self.writes:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {self.path}: {error.strerror}") from error
-        write_text(self.path / CONFIG_FILE, to_yaml(config))
-        if skipped:
-            write_jsonl(self.path / "skipped.jsonl", skipped)
+        with writing(str(self.path)):
+            make_folder(self.path)
+            self._take()
+            write_text(self.path / CONFIG_FILE, to_yaml(config))
+        self.leave_out(skipped)
+
+    def leave_out(self, rows: Sequence[dict[str, str]]) -> None:
+        """Add questions that are not trained on to ``skipped.jsonl``."""
+        if self.writes and rows:
+            self._skipped += rows
+            with self._writing("skipped.jsonl"):
+                write_jsonl(self.path / "skipped.jsonl", self._skipped)
+
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: the run goes on from this one and makes them anew.
+
+        Left alone they would be the latest, with another past than the log's.
+        """
+        for later, path in checkpoint.found(self.path).items() if self.writes else ():
+            if later > step:
+                print(f"deleting {path}: the run goes on from step {step} and makes it anew")
+                checkpoint.delete(path)
 
     def save_checkpoint(self, step: int, run: Run, base_name: str) -> None:
-        """Write ``checkpoints/step-N``."""
-        if self.writes:
-            checkpoint.save(self.path, step, run.model, base_name, run.optimizer, run.schedule)
+        """Write ``checkpoints/step-N``. Every process must call."""
+        with self._writing(f"the checkpoint of step {step}"):
+            checkpoint.save(self.path, step, run, base_name, writes=self.writes)
+            if self.writes and not run.health.streak:
+                checkpoint.keep(self.path, run.config.keep_checkpoints)
 
     def save_adapter(self, model: PeftModel, base_name: str) -> None:
-        """Write ``adapter/``: first of all when training ends, so that nothing can lose it."""
-        if self.writes:
-            checkpoint.save_adapter(model, self.path / checkpoint.ADAPTER, base_name)
+        """Write ``adapter/``: first of all when training ends, so that nothing can lose it.
+
+        Every process must call.
+        """
+        with self._writing("the adapter"):
+            checkpoint.save_adapter(
+                model, self.path / checkpoint.ADAPTER, base_name, writes=self.writes
+            )
 
     def draw(self, run: Run) -> None:
         """Write ``curves.png``, ``router.json`` and ``router.png`` (needs matplotlib)."""
         if self.writes:
             title = f"{run.config.dataset}, {run.config.model}, {run.config.optim}"
             step, table = run.router
-            if table:
-                write_router(step, table, self.path, title)
-            if not draw_curves(run.log.rows(), self.path / "curves.png", title):
-                print("no curves.png and router.png: matplotlib is not installed")
+            with self._writing("curves.png and router.png"):
+                if table:
+                    write_router(step, table, self.path, title)
+                if not draw_curves(run.log.rows(), self.path / "curves.png", title):
+                    print("no curves.png and router.png: matplotlib is not installed")
 
     def finish(
         self,
@@ -100,10 +153,46 @@ class RunDirectory:
             return
         self.draw(run)
         settings = {"settings": _scoring_settings(run.config, numbers["n"])}
-        write_report(self.path, scored, numbers | settings | {"base": base_numbers})
-        card = model_card(run.config, base_numbers, numbers)
-        for place in (self.path, self.path / checkpoint.ADAPTER):
-            write_text(place / "README.md", card)
+        with self._writing("the results"):
+            write_report(self.path, scored, numbers | settings | {"base": base_numbers})
+            card = model_card(run.config, base_numbers, numbers)
+            for place in (self.path, self.path / checkpoint.ADAPTER):
+                write_text(place / "README.md", card)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let another process take the run."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _writing(self, what: str) -> AbstractContextManager[None]:
+        kept = next(iter(checkpoint.found(self.path)), None)
+        safe = f"the last good checkpoint is step-{kept}" if kept else "there is no checkpoint yet"
+        return writing(
+            f"{what} in {self.path}",
+            f"{safe}; make room or let it be written, then go on with --resume",
+        )
+
+    def _take(self) -> None:
+        """Lock the run, and clear away what a killed process left unfinished."""
+        if self._lock is None:
+            self._lock = RunLock(self.path)
+            for folder in (self.path, self.path / checkpoint.CHECKPOINTS):
+                remove_leftovers(folder)
+
+
+def _visible(path: Path) -> bool:
+    return any(entry.name != LOCK for entry in path.iterdir())
+
+
+def _check_writable(path: Path) -> None:
+    """Raises ``UserError`` now rather than after a model has been loaded."""
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: choose another --output, or let it be written")
 
 
 def _scoring_settings(config: TrainConfig, scored: int) -> dict[str, Any]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
@@ -21,13 +19,17 @@ from vlmoe.adapter.report import check_gradients
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, summary
 from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
-from vlmoe.errors import UserError
 from vlmoe.models.shared import logits_at
 from vlmoe.optim.recipe import clip_gates
+from vlmoe.train import ranks
 from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import make_order, pieces
+from vlmoe.train.clock import Clock
 from vlmoe.train.config import TrainConfig
+from vlmoe.train.health import Health, not_finite
+from vlmoe.train.stop import Interrupted, Stop
 from vlmoe.train.tracking import Log
+from vlmoe.train.undecodable import KEY, LeftOut
 
 
 @dataclass
@@ -38,27 +40,45 @@ class Run:
         config: its settings.
         accelerator: devices and precision.
         model: the adapted model; only adapters have gradients.
+        wrapped: what a step calls: the model, wrapped if there are several processes.
         collator: makes its batches.
         optimizer: experts and gates as groups of their own.
         schedule: of the learning rates, one tick for each step.
         log: where each logged step goes.
         routing: watches the routers, in steps that are logged or balanced.
+        health: counts steps that were skipped.
+        left_out: questions whose pictures fail to decode.
+        questions: there are to train on.
         steps: in all.
         done: of them, before this process (a resumed run).
+        retries_before: factorisations that needed more damping, likewise.
         router: what the routers did in the last logged step: its number, and a row for each layer.
     """
 
     config: TrainConfig
     accelerator: Accelerator
     model: PeftModel
+    wrapped: torch.nn.Module
     collator: Collator
-    optimizer: Optimizer
+    optimizer: AcceleratedOptimizer
     schedule: LRScheduler
     log: Log
     routing: RoutingRecorder
+    health: Health
+    left_out: LeftOut
+    questions: int
     steps: int
     done: int = 0
+    retries_before: int = 0
     router: tuple[int, list[LayerRouting]] = field(default_factory=lambda: (0, []))
+
+    @property
+    def retries(self) -> int:
+        """Factorisations that needed more damping, since the run began (every process calls)."""
+        retries = torch.as_tensor(getattr(self.optimizer.optimizer, "retries", 0))
+        if ranks.is_sharded(self.accelerator):  # else every process counts all of them
+            retries = self.accelerator.reduce(retries.to(self.accelerator.device), "sum")
+        return self.retries_before + int(retries)
 
 
 def train(
@@ -67,26 +87,32 @@ def train(
     *,
     validate: Callable[[int], None] | None = None,
     save: Callable[[int], None] | None = None,
-) -> None:
+    stop: Stop | None = None,
+) -> str | None:
     """Train the adapters.
 
     Args:
         run: what to train with.
         examples: the training questions.
         validate: called with the number of steps done, every ``eval_steps`` and at the end.
-        save: called likewise, every ``save_steps``.
+        save: called likewise, every ``save_steps`` and when the run stops early. It comes before
+            ``validate``, which takes long and can be made up for.
+        stop: says when to end before the last step; asked in every step.
+
+    Returns:
+        Why it ended before the last step, or None.
 
     Raises:
         vlmoe.adapter.report.GradientError: an adapter got no gradient in the first step.
-        UserError: the loss is no longer a number.
+        UserError: steps in a row have a loss that is not a number, or too many pictures are
+            broken.
     """
     config, accelerator = run.config, run.accelerator
-    # Not wrapped for several processes, see `sum_over_processes`.
-    model = accelerator.prepare_model(run.model, evaluation_mode=True)
-    optimizer = accelerator.prepare(run.optimizer)
+    model, optimizer = run.wrapped, run.optimizer
+    stop = stop or Stop()
     trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    start_alike(trained)
-    accum, world = config.pieces, accelerator.num_processes
+    world = accelerator.num_processes
+    accum = config.pieces_on(world)
     add_up = partial(accelerator.reduce, reduction="sum")
     order = make_order(
         examples, config.mix, config.batch_size, config.seed, config.questions_per_image
@@ -101,19 +127,28 @@ def train(
         world=world,
         workers=config.workers,
     )
+    # A run that was saved and ended before it had validated makes up for it.
+    owes = run.done and _validation_due(run, run.done) and not run.log.validated(run.done)
+    if validate and ranks.from_main(accelerator, owes):
+        reason = _validate(run.done, validate, None, stop)
+        if reason:
+            return reason
     model.train()
     checked = False
-    clock = _Clock()
+    clock = Clock(accelerator.device)
     bar = tqdm(
+        range(run.done + 1, run.steps + 1),
         total=run.steps,
         initial=run.done,
         desc="train",
         unit="step",
         disable=None if accelerator.is_main_process else True,
     )
-    for step in range(run.done + 1, run.steps + 1):
+    for step in bar:
         clock.wait()
-        parts = [_to(next(batches), accelerator.device) for _ in range(accum)]
+        made = [next(batches) for _ in range(accum)]
+        left_out = [item for part in made for item in part.pop(KEY, ())]
+        parts = [_to(part, accelerator.device) for part in made]
         clock.work()
         # Every answer token of the step weighs the same, however it is cut into pieces.
         answers = sum(part["labels"].numel() for part in parts)
@@ -126,40 +161,45 @@ def train(
             watched = run.routing.record(
                 part["uses"], part.get("picture_uses"), enabled=logged or bool(weights)
             )
-            with watched as routing, accelerator.autocast():
-                part_loss = answer_loss(model, part) / answers
-            total = part_loss
-            if weights:
-                part_balance = routing.balance_loss(weights[at])
-                balance += part_balance.detach()
-                total = part_loss + config.balance_loss * part_balance
-            accelerator.backward(total)
+            with ranks.syncing(accelerator, model, now=at == accum - 1):
+                with watched as routing:
+                    part_loss = answer_loss(model, part) / answers
+                total = part_loss
+                if weights:
+                    part_balance = routing.balance_loss(weights[at])
+                    balance += part_balance.detach()
+                    total = part_loss + config.balance_loss * part_balance
+                accelerator.backward(world * total)  # gradients are averaged over the processes
             loss += part_loss.detach()
             if logged:
                 run.routing.count(routing)
-        sum_over_processes(trained, accelerator)
 
-        if not checked and any("pixel_values" in part for part in parts):
-            check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
-            checked = True
-        if accelerator.sync_gradients:
-            accelerator.unscale_gradients(optimizer)
-        gate_norm = clip_gates(optimizer, config.gate_clip)
-        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-        optimizer.step()
+        # The one wait for the device: may this step be taken, and is it to be the last one?
+        bad = not_finite(loss + balance, trained, gradients=accelerator.scaler is None)
+        notes = torch.tensor([stop.reason is not None, len(left_out)], device=bad.device)
+        unsound, stopping, missing = add_up(torch.cat([bad.long()[None], notes])).tolist()
+        if missing:
+            run.left_out.add(ranks.from_all(accelerator, left_out))
+        if unsound:
+            _skip(run, step, float(add_up(loss)))
+            run.routing.read(add_up)
+        else:
+            run.health.good()
+            if not checked and any("pixel_values" in part for part in parts):
+                check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
+                checked = True
+            if accelerator.sync_gradients:
+                accelerator.unscale_gradients(optimizer)
+            gate_norm = clip_gates(optimizer, config.gate_clip)
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            optimizer.step()
         optimizer.zero_grad()
-        if not optimizer.step_was_skipped:
+        if not (unsound or optimizer.step_was_skipped):
             run.schedule.step()
 
         clock.count(parts)
-        bar.update()
-        if logged:
+        if logged and not unsound:
             value = float(add_up(loss))
-            if not math.isfinite(value):
-                raise UserError(
-                    f"the loss is {value} at step {step}: lower --lr (now {config.lr}) or raise "
-                    f"--damping (now {config.damping}); finished checkpoints are kept"
-                )
             bar.set_postfix(loss=f"{value:.4f}")
             run.router = step, run.routing.read(add_up)
             run.log.write(
@@ -168,43 +208,56 @@ def train(
                     "loss": value,
                     "lr": rates["experts"],
                     "gate_lr": rates["gates"],
-                    "gate_norm": float(gate_norm),
-                    "damping_retries": int(getattr(run.optimizer, "retries", 0)),
+                    "gate_norm": float(ranks.whole(gate_norm)),
+                    "damping_retries": run.retries,
+                    "skipped_steps": run.health.skipped,
+                    "left_out": len(run.left_out),
                     **({"balance": float(add_up(balance))} if weights else {}),
                     "routing": summary(run.router[1]),
                     **clock.read(world),
                 }
             )
-        if validate and config.eval_steps and _due(step, config.eval_steps, run.steps):
-            validate(step)
-            model.train()
-            clock.reset()
-        if save and config.save_steps and step % config.save_steps == 0:
+        # Not while steps are being skipped: the weights may be what is wrong.
+        due = config.save_steps and step % config.save_steps == 0 and not run.health.streak
+        if save and (due or stopping):
             save(step)
             clock.reset()
-    bar.close()
+        if stopping:
+            return ranks.from_main(accelerator, stop.reason) or "another process was told to"
+        if validate and _validation_due(run, step):
+            reason = _validate(step, validate, None if due else save, stop)
+            if reason:
+                return reason
+            model.train()
+            clock.reset()
+    return None
 
 
-def start_alike(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Give every process the first one's values; the seed alone should have done it."""
-    for parameter in parameters:
-        parameter.data.copy_(broadcast(parameter.data))
+def _validation_due(run: Run, step: int) -> bool:
+    every = run.config.eval_steps
+    return bool(every) and (step % every == 0 or step == run.steps)
 
 
-def sum_over_processes(parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up each gradient over the processes; one that none of them has stays absent.
+def _validate(
+    step: int, validate: Callable[[int], None], save: Callable[[int], None] | None, stop: Stop
+) -> str | None:
+    """Validate; or be interrupted, save and say why."""
+    try:
+        with stop.breakable():
+            validate(step)
+    except Interrupted:
+        if save:
+            save(step)
+        return stop.reason
+    return None
 
-    By hand, because torch's DistributedDataParallel expects every process to use every parameter
-    in every step, and questions without a picture do not use the vision tower.
-    """
-    if accelerator.num_processes == 1:
-        return
-    present = torch.tensor([float(p.grad is not None) for p in parameters])
-    counts = accelerator.reduce(present.to(accelerator.device), "sum").tolist()
-    for parameter, count in zip(parameters, counts, strict=True):
-        if count:
-            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = accelerator.reduce(mine.detach(), "sum")
+
+def _skip(run: Run, step: int, loss: float) -> None:
+    """Count a step that is not taken. Raises ``UserError`` if it is one too many in a row."""
+    what = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+    run.accelerator.print(f"step {step} is skipped: {what}")
+    run.log.write({"step": step, "skipped": what, "skipped_steps": run.health.skipped + 1})
+    run.health.bad(step, what)
 
 
 def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -221,39 +274,3 @@ def answer_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch
 
 def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last
-
-
-class _Clock:
-    """Speed since the last reading, validation and saving left out."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.start, self.waited = time.perf_counter(), 0.0
-        self.tokens = self.questions = 0
-
-    def wait(self) -> None:
-        self.since = time.perf_counter()
-
-    def work(self) -> None:
-        self.waited += time.perf_counter() - self.since
-
-    def count(self, parts: list[dict[str, torch.Tensor]]) -> None:
-        self.tokens += sum(part["attention_mask"].numel() for part in parts)
-        self.questions += sum(len(part["labels"]) for part in parts)
-
-    def read(self, world: int) -> dict[str, float]:
-        """Tokens (padding included) and questions per second over all devices; share of waiting."""
-        passed = time.perf_counter() - self.start
-        speeds = {
-            "tokens_per_second": round(world * self.tokens / passed, 1),
-            "questions_per_second": round(world * self.questions / passed, 2),
-            "data_wait": round(self.waited / passed, 4),
-        }
-        self.reset()
-        return speeds

@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel, get_peft_model
 
 from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
 from vlmoe.data.collator import Collator
 from vlmoe.data.dataset import read_manifest
-from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.data.example import UNLABELLED
+from vlmoe.data.image import ImageError
 from vlmoe.data.mixture import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
-from vlmoe.evaluate.multiple_choice import Scored, score
+from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.evaluate.report import metrics
 from vlmoe.models.llava import Base, resolve_device, resolve_dtype
 from vlmoe.optim.recipe import build_optimizer, linear_schedule
-from vlmoe.predict import Predictor
-from vlmoe.train import checkpoint
+from vlmoe.train import checkpoint, ranks
 from vlmoe.train.batches import total_steps
 from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
 from vlmoe.train.directory import RunDirectory
+from vlmoe.train.health import Health
 from vlmoe.train.loop import Run
+from vlmoe.train.score import score_together
+from vlmoe.train.trackers import check_tracker, start_tracking
 from vlmoe.train.tracking import Log
+from vlmoe.train.undecodable import LeftOut
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Devices and precision, under ``accelerate launch`` or alone.
 
     Raises:
-        UserError: the device is not there, or cannot train in fp16.
+        UserError: the device is not there, or cannot train in fp16; or a setting does not go with
+            the way accelerate was launched, or needs a package that is not installed.
     """
+    check_tracker(config.track)
     wanted = resolve_device(config.device)
     half = resolve_dtype(config.dtype, wanted) == torch.float16
     if half and wanted.type == "cpu":
@@ -44,7 +52,28 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         torch.cuda.set_device(wanted)
     # bf16 needs nothing: the base is loaded in it and the adapters stay float32. fp16 needs
     # its loss scaled, or small gradients vanish.
-    return Accelerator(cpu=wanted.type == "cpu", mixed_precision="fp16" if half else "no")
+    accelerator = Accelerator(
+        cpu=wanted.type == "cpu",
+        mixed_precision="fp16" if half else "no",
+        log_with=config.track,
+        project_dir=str(config.run_directory),
+        kwargs_handlers=[
+            # A process without a picture in a step does not use the vision tower.
+            DistributedDataParallelKwargs(find_unused_parameters=True)
+        ],
+    )
+    ranks.check(accelerator, init=config.init, quantize=config.quantize)
+    config.pieces_on(accelerator.num_processes)
+    return accelerator
+
+
+def open_directory(
+    config: TrainConfig, accelerator: Accelerator, resume: str | None
+) -> RunDirectory:
+    """The run's directory; every process gets the main one's choice of checkpoint."""
+    directory = RunDirectory(config.run_directory, resume, writes=accelerator.is_main_process)
+    directory.checkpoint = ranks.from_main(accelerator, directory.checkpoint)
+    return directory
 
 
 def make_collator(base: Base, config: TrainConfig) -> Collator:
@@ -103,11 +132,32 @@ def scorable(data: Mapping[str, Path], split: str, count: int, seed: int) -> Mix
     return draw(examples.select(answered), count, seed) if answered else None
 
 
+def check_pictures(accelerator: Accelerator, *parts: Mixture | None) -> None:
+    """With FSDP every process must run the vision tower in every piece.
+
+    Raises:
+        UserError: there are questions without a picture, and the model is sharded.
+    """
+    if ranks.is_sharded(accelerator):
+        for part in filter(None, parts):
+            lacking = sum(part.image_key(at) is None for at in range(len(part)))
+            if lacking:
+                raise UserError(
+                    f"{lacking} of {len(part)} questions have no picture; with FSDP the processes "
+                    "would wait for each other: take configs/accelerate/ddp.yaml"
+                )
+
+
 def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
     """Put the experts into both towers; everything else stays frozen."""
+    return adapt(base.model, config)
+
+
+def adapt(model: Any, config: TrainConfig) -> PeftModel:
+    """The same for a bare LLaVA."""
     if config.gradient_checkpointing:
         # Re-entrant checkpointing drops the gradients of the vision tower, whose input needs none.
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     settings = MoELoraConfig(
         num_experts=config.experts,
         top_k=config.top_k,
@@ -121,7 +171,7 @@ def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
     with warnings.catch_warnings():
         # peft asks transformers by a name that is on its way out; nothing here depends on it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        return get_peft_model(base.model, settings)
+        return get_peft_model(model, settings)
 
 
 def make_run(
@@ -133,6 +183,10 @@ def make_run(
     directory: RunDirectory,
 ) -> Run:
     """Optimizer, schedule and log; and the state of the checkpoint if the run is resumed."""
+    if accelerator.process_index:  # each its own dropout
+        torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
+    if directory.checkpoint is not None:
+        checkpoint.load_adapter(directory.checkpoint, model)
     optimizer = build_optimizer(
         config.optim,
         factor_pairs(model),
@@ -148,24 +202,47 @@ def make_run(
         questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS
     )
     schedule = linear_schedule(optimizer, steps, config.lr_end_ratio)
-    done = 0
+    wrapped, optimizer = ranks.prepare(accelerator, model, optimizer)
+    remedy = (
+        f"lower --lr (now {config.lr}) or raise --damping (now {config.damping}); the data may "
+        "hold what is no number, fp16 may overflow (take bf16); finished checkpoints are kept"
+    )
+    run = Run(
+        config,
+        accelerator,
+        model,
+        wrapped,
+        collator,
+        optimizer,
+        schedule,
+        Log(directory.log, writes=False),
+        RoutingRecorder(model),
+        Health(config.max_bad_steps, remedy),
+        LeftOut(config.max_bad_images, questions, directory.leave_out, accelerator.print),
+        questions,
+        steps,
+    )
     if directory.checkpoint is not None:
-        done = checkpoint.load(directory.checkpoint, model, optimizer, schedule)
-        accelerator.print(f"resumed from {directory.checkpoint}: {done} of {steps} steps are done")
-    log = Log(directory.log, done, writes=directory.writes)
-    routing = RoutingRecorder(model)
-    return Run(config, accelerator, model, collator, optimizer, schedule, log, routing, steps, done)
+        run.done = checkpoint.load(directory.checkpoint, run)
+        directory.forget_after(run.done)
+        accelerator.print(
+            f"resumed from {directory.checkpoint}: {run.done} of {steps} steps are done"
+        )
+    track = start_tracking(accelerator, config)
+    run.log = Log(directory.log, run.done, writes=directory.writes, also=track)
+    return run
 
 
-def validator(
-    run: Run, examples: Sequence[Example], directory: RunDirectory
-) -> Callable[[int], None]:
+def validator(run: Run, examples: Mixture, directory: RunDirectory) -> Callable[[int], None]:
     """What scores the validation questions while training, logs and draws."""
 
     def validate(step: int) -> None:
-        if not run.accelerator.is_main_process:
+        try:
+            scored = score_together(run, examples, f"validate, step {step}")
+        except ImageError as error:  # no reason to end a run
+            run.accelerator.print(f"step {step} is not validated: {error}")
             return
-        numbers = metrics(_score(run, examples, f"validate, step {step}"))
+        numbers = metrics(scored)
         run.log.write(
             {
                 "step": step,
@@ -180,18 +257,8 @@ def validator(
     return validate
 
 
-def score_both(run: Run, examples: Sequence[Example]) -> tuple[list[Scored], list[Scored]]:
+def score_both(run: Run, examples: Mixture) -> tuple[list[Scored], list[Scored]]:
     """Score the same questions with the adapter and with the untouched base."""
-    adapted = _score(run, examples, "test")
+    adapted = score_together(run, examples, "test")
     with run.model.disable_adapter():
-        return adapted, _score(run, examples, "test, base alone")
-
-
-def _score(run: Run, examples: Sequence[Example], description: str) -> list[Scored]:
-    return score(
-        Predictor(run.model, run.collator),
-        examples,
-        batch_size=run.config.eval_batch_size,
-        workers=run.config.workers,
-        description=description,
-    )
+        return adapted, score_together(run, examples, "test, base alone")

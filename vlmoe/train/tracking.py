@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmoe.files import write_jsonl
+from vlmoe.files import write_jsonl, writing
+
+VALIDATION = "validation_accuracy"
 
 
 class Log:
@@ -17,10 +20,18 @@ class Log:
         path: appended to.
         done: steps of a resumed run; lines of later ones are dropped, they are written again.
         writes: whether this process writes (only one of several does).
+        also: called with every line that is written.
     """
 
-    def __init__(self, path: Path, done: int = 0, *, writes: bool = True):
-        self.path, self.writes = path, writes
+    def __init__(
+        self,
+        path: Path,
+        done: int = 0,
+        *,
+        writes: bool = True,
+        also: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    ):
+        self.path, self.writes, self._also = path, writes, also
         if writes:
             write_jsonl(path, [row for row in self.rows() if row["step"] <= done])
 
@@ -28,14 +39,33 @@ class Log:
         """Append one line."""
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with (
+            writing(str(self.path), "make room, then go on with --resume"),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._also(row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines so far."""
+        """All lines so far, but for a last one that a killed process did not finish."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def validated(self, step: int) -> bool:
+        """Whether the validation after a step is in it."""
+        return any(row["step"] == step and VALIDATION in row for row in self.rows())
+
+    def best(self) -> dict[str, float] | None:
+        """The best validation so far: ``step`` and ``accuracy``."""
+        scored = [row for row in self.rows() if VALIDATION in row]
+        if not scored:
+            return None
+        row = max(scored, key=lambda row: row[VALIDATION])
+        return {"step": row["step"], "accuracy": row[VALIDATION]}
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:

@@ -1,0 +1,41 @@
+"""A dry run tells the plan and writes nothing."""
+
+from __future__ import annotations
+
+import re
+
+
+def memory(out: str) -> dict[str, float]:
+    """Part -> MiB."""
+    table = out.split("memory of a device, MiB\n")[1].split("\n\n")[0]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+    return {name: float(size.replace(",", "")) for name, size in rows}
+
+
+def test_with_weights(train, small, tmp_path, capsys):
+    train(*small, "--dry-run", "--optim", "gradamw")
+    out = capsys.readouterr().out
+    assert re.search(r"language +2 +8 +4/2/2", out)
+    assert re.search(r"tokens a question +\d+ on average, at most \d+; 16 of them the picture", out)
+    assert re.search(r"a step +4 questions, on 1 device in 1 pieces of at most 4", out)
+    assert re.search(r"steps +6, which is 2\.00 epochs", out)
+    assert re.search(r"time +\d+\.\d+ s a step, \d+\.\d+ h for 6", out)
+    parts = memory(out)
+    assert parts["optimizer's state"] >= 2 * parts["adapters"] > 0
+    assert parts["activations of a piece"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_shape(train, tmp_path, capsys):
+    """4 bits make the base smaller, checkpointing the activations, and no weights are needed."""
+    flags = ["--model", "shape:small", "--dry-run", "--device", "cpu", "--rank", 2]
+    train(*flags)
+    plain = memory(capsys.readouterr().out)
+    train(*flags, "--quantize", "4bit", "--gradient-checkpointing", "--optim", "adamw")
+    out = capsys.readouterr().out
+    assert "not timed" in out
+    saving = memory(out)
+    assert saving["base"] < plain["base"]
+    assert saving["activations of a piece"] < plain["activations of a piece"]
+    assert (saving["adapters"], plain["optimizer's state"]) == (plain["adapters"], 0)
+    assert list(tmp_path.iterdir()) == []

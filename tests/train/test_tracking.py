@@ -1,0 +1,72 @@
+"""The log survives its process, and goes to a tracker as well."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vlmoe.errors import UserError
+from vlmoe.train import trackers
+from vlmoe.train.config import TrainConfig
+from vlmoe.train.setup import make_accelerator
+from vlmoe.train.trackers import flat
+from vlmoe.train.tracking import Log
+
+
+def test_a_line_that_was_not_finished(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert Log(path, 2).rows() == [{"step": 1, "loss": 2.0}]
+    assert path.read_text().endswith("}\n")
+
+
+def test_lines_of_steps_that_are_done_again_go(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for step in (1, 2, 3):
+        log.write({"step": step, "validation_accuracy": [0.3, 0.5, 0.4][step - 1]})
+    assert (log.validated(3), log.validated(4)) == (True, False)
+    assert log.best() == {"step": 2, "accuracy": 0.5}
+    again = Log(log.path, 1)
+    assert [row["step"] for row in again.rows()] == [1]
+    assert again.best() == {"step": 1, "accuracy": 0.3}
+
+
+def test_only_one_process_writes(tmp_path):
+    seen = []
+    Log(tmp_path / "log.jsonl", writes=False, also=seen.append).write({"step": 1})
+    assert not (tmp_path / "log.jsonl").exists()
+    assert seen == []
+
+
+def test_numbers_of_nested_tables():
+    row = {"step": 3, "loss": 1.5, "routing": {"vision": {"idle": 2}}, "skipped": "the loss is nan"}
+    assert flat(row) == {"loss": 1.5, "routing/vision/idle": 2}
+
+
+def test_a_tracker_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--track wandb needs wandb, .*: pip install wandb"):
+        make_accelerator(TrainConfig(track="wandb", device="cpu"))
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from tests.models_for_tests import save_small_llava
+    from tests.train.test_loop import examples, make_run
+    from vlmoe.models.llava import load_base
+    from vlmoe.train.loop import train
+
+    monkeypatch.chdir(tmp_path)
+    base = load_base(str(save_small_llava(tmp_path / "model")))
+    run = make_run(base, tmp_path, track="tensorboard", output=str(tmp_path / "run"))
+    train(run, examples())
+    run.accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run" / "vlmoe")).Reload()
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in logged])
+    sent = set(events.Tags()["scalars"])
+    assert sent >= {"routing/vision/entropy", "memory_mib", "damping_retries", "data_wait"}
+    assert sent >= {"tokens_per_second", "questions_per_second"}
