@@ -14,3 +14,4 @@ ATTENTIONS = ("sdpa", "flex")
 SIZES = ("small", "mid", "7b")  # of a model with random weights
 TRACKERS = ("tensorboard", "wandb", "trackio")
 ALL = "all"  # of a picture's questions
+FIND = "find"  # a learning rate

@@ -21,6 +21,14 @@ class UserError(ValueError):
         super().__init__("\n".join(self.faults))
 
 
+class Diverged(UserError):
+    """Training left the numbers behind; going on as before has no sense."""
+
+
+class Busy(UserError):
+    """Another process has the run."""
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's ``main``; a ``UserError`` ends it with its exit code (2), no traceback."""
     try:

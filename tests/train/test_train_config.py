@@ -185,13 +185,13 @@ def test_questions_per_image(tmp_path, given, capsys):
     assert build(read_yaml(file)) == config
     with pytest.raises(SystemExit):
         from_command_line(["--questions-per-image", "some"], None)
-    assert "invalid count_or_all value: 'some'" in capsys.readouterr().err
+    assert "must be of type int or 'all', got 'some'" in capsys.readouterr().err
 
 
 def test_experts_that_are_no_numbers(capsys):
     with pytest.raises(SystemExit):
         from_command_line(["--experts", "2;4"], None)
-    assert "--experts: invalid numbers value: '2;4'" in capsys.readouterr().err
+    assert "--experts: must be of type int or a list of int, got '2;4'" in capsys.readouterr().err
 
 
 def test_damping_follows_the_first_values():

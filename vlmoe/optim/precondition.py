@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlmoe.errors import UserError
+from vlmoe.errors import Diverged
 
 DAMPING_MODES = ("absolute", "trace")
 
@@ -259,7 +259,7 @@ def precondition(
     return list(zip(new[::2], new[1::2], strict=True)), retried
 
 
-class FactorisationError(UserError):
+class FactorisationError(Diverged):
     """The preconditioner of a pair cannot be made; names the pairs, their experts, the remedy.
 
     Args:

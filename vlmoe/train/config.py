@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import inspect
 import math
 import textwrap
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from vlmoe.choices import (
     ATTENTIONS,
     DEFAULT_MODEL,
     DTYPES,
+    FIND,
     IMAGE_FITS,
     QUANTIZE,
     SIZES,
@@ -33,6 +32,7 @@ from vlmoe.data.mixture import PROPORTIONAL, shares
 from vlmoe.data.prompt import PROMPTS
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
+from vlmoe.train.kinds import Kind, kind_of
 
 CONFIG_FILE = "config.yaml"
 LATEST = "latest"
@@ -83,8 +83,9 @@ class TrainConfig:
     """run directory (default runs/DATASET-OPTIM)"""
     optim: str = "grsgd"
     """sgd or adamw; r in front: Riemannian preconditioner; g in front: gate rescaling"""
-    lr: float | None = None
-    """learning rate of the experts (default 3e-5 for the SGD family, 1e-5 for AdamW's)"""
+    lr: float | str | None = None
+    """learning rate of the experts (default 3e-5 for the SGD family, 1e-5 for AdamW's), or find: a
+    short test of rising rates, whose suggestion is taken"""
     gate_lr: float = 3e-8
     """learning rate of the router gates"""
     lr_end_ratio: float = 0.0
@@ -246,17 +247,14 @@ def from_command_line(
     )
     docs = field_docs(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
-        kind = _kind(field)
-        shown = "" if field.default is None or kind is bool else f" (default {field.default})"
+        kind = _kinds()[field.name]
+        flag = type(field.default) is bool
+        shown = "" if field.default is None or flag else f" (default {field.default})"
         options: dict[str, Any] = {"help": docs[field.name].replace("%", "%%") + shown}
-        if kind is bool:
+        if flag:
             options["action"] = argparse.BooleanOptionalAction
-        elif kind is list:
-            options |= {"type": numbers, "metavar": "INT[,INT...]"}
-        elif kind is object:
-            options |= {"type": count_or_all, "metavar": "INT|all"}
         else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
+            options |= {"type": kind.from_flag, "metavar": kind.metavar}
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **options
         )
@@ -368,60 +366,21 @@ def field_docs(config: type) -> dict[str, str]:
     return docs
 
 
-def numbers(text: str) -> int | list[int]:
-    """``20`` is a number, ``2,4,6,8`` a list of them. Raises ``ValueError`` on anything else."""
-    values = [int(part) for part in text.split(",")]
-    return values if "," in text else values[0]
-
-
-def count_or_all(text: str) -> int | str:
-    """``5`` is a number; ``all`` is itself. Raises ``ValueError`` on anything else."""
-    return text if text == ALL else int(text)
-
-
-def _kind(field: dataclasses.Field[Any]) -> type:
-    """The field's type without ``| None``; ``list`` stands for a number or a list of them.
-
-    And ``object`` for a number or ``all``.
-    """
-    hint = typing.get_type_hints(TrainConfig)[field.name]
-    if hint == int | list[int]:
-        return list
-    if hint == int | str:
-        return object
-    if isinstance(hint, types.UnionType):
-        (hint,) = (part for part in hint.__args__ if part is not types.NoneType)
-    return hint
-
-
 def _type_faults(config: TrainConfig):
-    for field in dataclasses.fields(config):
-        kind, value = _kind(field), getattr(config, field.name)
-        if value is None and field.default is None:
+    for name, kind in _kinds().items():
+        value = getattr(config, name)
+        if value is None and getattr(TrainConfig, name) is None:
             continue
-        if kind is list:
-            if isinstance(value, str):  # YAML reads 2,4,6,8 as text
-                with contextlib.suppress(ValueError):
-                    value = numbers(value)
-            if not value or not all(type(v) is int for v in _listed(value)):
-                yield f"{field.name} must be of type int or a list of int, got {value!r}"
-            setattr(config, field.name, value)
-            continue
-        if kind is object:
-            if type(value) is not int and value != ALL:
-                yield f"{field.name} must be of type int or {ALL!r}, got {value!r}"
-            continue
-        if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-5 as text
-            try:
-                value = float(value)
-            except ValueError:
-                yield f"{field.name} must be a number, got {value!r}"
-                continue
-            setattr(config, field.name, value)
-        if kind is float and type(value) is int:
-            setattr(config, field.name, float(value))
-        elif type(value) is not kind:
-            yield f"{field.name} must be of type {kind.__name__}, got {value!r}"
+        try:
+            setattr(config, name, kind.read(value))
+        except ValueError as error:
+            yield f"{name} {error}"
+
+
+@cache
+def _kinds() -> dict[str, Kind]:
+    hints = typing.get_type_hints(TrainConfig)
+    return {field.name: kind_of(hints[field.name]) for field in dataclasses.fields(TrainConfig)}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -463,7 +422,7 @@ def _range_faults(config: TrainConfig):
             yield f"{name} must not be negative, got {value}"
     for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
+        if value not in (None, FIND) and not 0 < value < float("inf"):
             yield f"{name} must be above 0, got {value}"
     if config.top_k > max(_listed(config.experts)):
         yield f"top_k {config.top_k} is above the number of experts {config.experts}"

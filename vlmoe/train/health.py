@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmoe.errors import UserError
+from vlmoe.errors import Diverged
 from vlmoe.train.ranks import local
 
 
@@ -54,13 +54,13 @@ class Health:
         """A step was skipped.
 
         Raises:
-            UserError: it was one too many in a row.
+            Diverged: it was one too many in a row.
         """
         self.skipped += 1
         self.streak += 1
         if self.streak >= self.limit:
             times = "" if self.limit == 1 else f", and {self.limit} steps in a row were skipped"
-            raise UserError(f"{what} at step {step}{times}: {self.remedy}")
+            raise Diverged(f"{what} at step {step}{times}: {self.remedy}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from vlmoe.errors import UserError
+from vlmoe.errors import Busy
 
 LOCK = ".lock"
 
@@ -25,7 +25,7 @@ class RunLock:
         directory: the run directory, which must exist.
 
     Raises:
-        UserError: another process has it.
+        Busy: another process has it.
     """
 
     def __init__(self, directory: Path):
@@ -35,7 +35,7 @@ class RunLock:
         except BlockingIOError:
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
             os.close(handle)
-            raise UserError(
+            raise Busy(
                 f"{directory} is in use by {owner or 'another process'}: "
                 "wait for it, stop it, or choose another --output"
             ) from None

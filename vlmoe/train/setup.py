@@ -187,6 +187,7 @@ def make_run(
         torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
     if directory.checkpoint is not None:
         checkpoint.load_adapter(directory.checkpoint, model)
+    assert not isinstance(config.lr, str), "--lr find has been answered by now"
     optimizer = build_optimizer(
         config.optim,
         factor_pairs(model),

@@ -87,7 +87,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
     loss, accuracy = figure.subplots(1, 2)
     xs = [row["step"] for row in steps]
     loss.plot(xs, [row["loss"] for row in steps], color="tab:blue", linewidth=0.6, alpha=0.45)
-    loss.plot(xs, _smooth([row["loss"] for row in steps]), color="tab:blue", label="loss")
+    loss.plot(xs, smooth([row["loss"] for row in steps]), color="tab:blue", label="loss")
     loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token")
     rate = loss.twinx()
     rate.plot(xs, [row["lr"] for row in steps], color="tab:gray", linestyle=":", linewidth=1)
@@ -107,7 +107,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
     return True
 
 
-def _smooth(values: list[float], weight: float = 0.8) -> list[float]:
+def smooth(values: list[float], weight: float = 0.8) -> list[float]:
     """Exponential moving average with the start's bias taken out."""
     smoothed, total, mass = [], 0.0, 0.0
     for value in values:

@@ -1,0 +1,129 @@
+"""A whole run: from settings to an adapter and its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+
+from vlmoe.adapter import adapter_table
+from vlmoe.choices import FIND
+from vlmoe.data.mixture import load_mixture
+from vlmoe.data.registry import locate_all
+from vlmoe.errors import UserError
+from vlmoe.evaluate.report import accuracy_line, metrics
+from vlmoe.evaluate.table import table
+from vlmoe.models.llava import Base, load_base
+from vlmoe.models.shared import use_attention
+from vlmoe.train import ranks, setup
+from vlmoe.train.config import TrainConfig, shape_of
+from vlmoe.train.loop import train
+from vlmoe.train.lr_find import find_lr, write_found
+from vlmoe.train.memory import explained
+from vlmoe.train.plan import plan, plan_of_shape
+from vlmoe.train.stop import Stop
+
+
+def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:
+    """Train adapters, score them and the base, and leave all of it in the run directory.
+
+    Args:
+        config: the settings.
+        resume: None for a new run, else ``latest`` or a checkpoint's path.
+        base: an untouched base that ``load_base`` gave for these settings, if there is one at
+            hand. It is untouched again afterwards.
+
+    Returns:
+        Whether the run came to its end; False if it was stopped, and for a dry run.
+
+    Raises:
+        UserError: something in the settings, the data or the run directory does not do.
+    """
+    accelerator = setup.make_accelerator(config)
+    if shape_of(config.model):
+        accelerator.print(plan_of_shape(config, accelerator))
+        return False
+    with (
+        ranks.together(accelerator),
+        explained(config, accelerator.num_processes),
+        setup.open_directory(config, accelerator, resume) as directory,
+    ):
+        data = locate_all(config.dataset)
+        validation = setup.scorable(data, "validation", config.eval_questions, config.seed)
+        test = setup.scorable(data, "test", config.test_questions, config.seed)
+        if test is None:
+            raise UserError(
+                f"{config.dataset} has no split `test` with answers to score at the end"
+            )
+        if base is None:
+            base = load_base(
+                config.model,
+                dtype=config.dtype,
+                quantize=config.quantize,
+                device=accelerator.device,
+            )
+        use_attention(base.model, config.attention)
+        collator = setup.make_collator(base, config)
+        examples, skipped = setup.trainable(load_mixture(data, "train"), collator)
+        setup.check_pictures(accelerator, examples, validation, test)
+
+        torch.manual_seed(config.seed)
+        with adapted(base, config) as model:
+            if config.dry_run:
+                accelerator.print(plan(config, accelerator, model, collator, examples))
+                return False
+            accelerator.print(adapter_table(model))
+            accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
+            if collator.sharing_fault:
+                accelerator.print(f"questions share no image tokens: {collator.sharing_fault}")
+            if validation is None:
+                accelerator.print(
+                    "no split `validation` with answers: nothing is scored while training"
+                )
+
+            found = None
+            if config.lr == FIND:
+                found = find_lr(config, accelerator, model, collator, examples)
+                config = dataclasses.replace(config, lr=found.lr)
+                accelerator.print(f"--lr {found.lr:g}: {found.reason}")
+            directory.start(config, skipped)
+            if found:
+                write_found(found, config, directory.path)
+
+            run = setup.make_run(config, accelerator, model, collator, len(examples), directory)
+            with Stop(config.max_hours, breaks=accelerator.num_processes == 1) as stop:
+                stopped = train(
+                    run,
+                    examples,
+                    validate=setup.validator(run, validation, directory) if validation else None,
+                    save=lambda step: directory.save_checkpoint(step, run, base.name),
+                    stop=stop,
+                )
+            if stopped:
+                accelerator.print(f"stopped by {stopped}; go on with\n{directory.resume_command}")
+                return False
+
+            directory.save_adapter(model, base.name)
+            scored, base_scored = setup.score_both(run, test)
+            if accelerator.is_main_process:
+                numbers, base_numbers = metrics(scored), metrics(base_scored)
+                directory.finish(run, scored, numbers, base_numbers)
+                print(table({"base": base_numbers, "adapter": numbers}))
+                print(f"run written to {directory.path}")
+                print(accuracy_line(numbers))
+    return True
+
+
+@contextmanager
+def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
+    """The base with experts in both towers, and at the end of the block without them again."""
+    model = setup.add_adapter(base, config)
+    try:
+        yield model
+    finally:
+        model.unload()
+        if config.gradient_checkpointing:
+            base.model.gradient_checkpointing_disable()

@@ -1,0 +1,113 @@
+"""What values a setting can have: how they are read from a flag, and checked from YAML."""
+
+from __future__ import annotations
+
+import types
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlmoe.choices import ALL, FIND
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sort of value.
+
+    Attributes:
+        words: what a value must be, for messages.
+        metavar: what stands for it in ``--help``.
+        parse: the value that a text means. Raises ``ValueError`` if it means none.
+        fits: whether a value is one.
+    """
+
+    words: str
+    metavar: str
+    parse: Callable[[str], Any]
+    fits: Callable[[Any], bool]
+
+    def from_flag(self, text: str) -> Any:
+        """The value that a text on the command line means."""
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise ArgumentTypeError(f"must be {self.words}, got {text!r}") from None
+
+    def read(self, value: Any) -> Any:
+        """The value that YAML meant: it has text for 3e-5 and for 2,4,6,8, and 1 for 1.0.
+
+        Raises:
+            ValueError: it is of another kind.
+        """
+        if isinstance(value, str) and not self.fits(value):
+            try:
+                value = self.parse(value)
+            except ValueError:
+                raise ValueError(f"must be {self.words}, got {value!r}") from None
+        elif type(value) is int and not self.fits(value) and self.fits(float(value)):
+            value = float(value)
+        if not self.fits(value):
+            raise ValueError(f"must be {self.words}, got {value!r}")
+        return value
+
+
+def numbers(text: str) -> int | list[int]:
+    """``20`` is a number, ``2,4,6,8`` a list of them. Raises ``ValueError`` on anything else."""
+    values = [int(part) for part in text.split(",")]
+    return values if "," in text else values[0]
+
+
+def count_or_all(text: str) -> int | str:
+    """``5`` is a number; ``all`` is itself. Raises ``ValueError`` on anything else."""
+    return text if text == ALL else int(text)
+
+
+def rate_or_find(text: str) -> float | str:
+    """``1e-3`` is a number; ``find`` is itself. Raises ``ValueError`` on anything else."""
+    return text if text == FIND else float(text)
+
+
+def kind_of(hint: Any) -> Kind:
+    """The kind of a dataclass field of this type; ``| None`` makes no difference."""
+    if isinstance(hint, types.UnionType):
+        some = [part for part in hint.__args__ if part is not types.NoneType]
+        hint = frozenset(some) if len(some) > 1 else some[0]
+    return _KINDS[hint]
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) is kind
+
+
+def _no_text(text: str) -> Any:
+    raise ValueError(f"{text!r} is not true or false")
+
+
+_KINDS: dict[Any, Kind] = {
+    str: Kind("of type str", "STR", str, _is(str)),
+    bool: Kind("of type bool", "BOOL", _no_text, _is(bool)),
+    int: Kind("of type int", "INT", int, _is(int)),
+    float: Kind("a number", "FLOAT", float, _is(float)),
+    frozenset({int, list[int]}): Kind(
+        "of type int or a list of int",
+        "INT[,INT...]",
+        numbers,
+        lambda value: (
+            type(value) is int
+            or (isinstance(value, list) and bool(value) and all(type(v) is int for v in value))
+        ),
+    ),
+    frozenset({int, str}): Kind(
+        f"of type int or {ALL!r}",
+        f"INT|{ALL}",
+        count_or_all,
+        lambda value: type(value) is int or value == ALL,
+    ),
+    frozenset({float, str}): Kind(
+        f"a number or {FIND!r}",
+        f"FLOAT|{FIND}",
+        rate_or_find,
+        lambda value: type(value) is float or value == FIND,
+    ),
+}

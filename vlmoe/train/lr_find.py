@@ -1,0 +1,195 @@
+"""``--lr find``: a short test of rising learning rates (Smith, arXiv 1506.01186).
+
+Each preconditioned optimizer has a scale of its own, which nobody can guess: the preconditioner
+divides gradients by the factors' squares, and the rescaling multiplies them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
+
+from vlmoe.data.collator import Collator
+from vlmoe.data.mixture import Mixture
+from vlmoe.errors import Diverged, UserError
+from vlmoe.files import write_json
+from vlmoe.optim.recipe import recipe
+from vlmoe.train import setup
+from vlmoe.train.batches import StepOrder, pieces
+from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
+from vlmoe.train.directory import RunDirectory
+from vlmoe.train.loop import Run, answer_loss, train
+from vlmoe.train.stop import Stop
+from vlmoe.train.undecodable import KEY
+
+STEPS = 100
+RANGE = {"sgd": (1e-6, 1e2), "adamw": (1e-7, 1.0)}
+"""Lowest and highest rate by family; the test ends long before, once the loss is too high."""
+TOO_HIGH = 2.0
+"""Times the loss at the start."""
+LOWERED = 0.98
+"""Of the loss at the start: above it nothing was learned."""
+SHARE = 1 / 3
+"""Of the rate at which the loss was lowest: there it is about to rise."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a test of rising rates came to.
+
+    Attributes:
+        lr: the suggestion.
+        reason: for it, a sentence.
+        rates, losses: of each step.
+    """
+
+    lr: float
+    reason: str
+    rates: list[float]
+    losses: list[float]
+
+
+def find_lr(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: PeftModel,
+    collator: Collator,
+    examples: Mixture,
+) -> Found:
+    """Train a few steps at rising rates from the weights as they are, and put them back.
+
+    After each step the loss of some training questions that are kept out of it is taken, always the
+    same: the loss of the step itself would jump with its questions.
+
+    Raises:
+        UserError: several processes; or the loss fell at no rate.
+    """
+    if accelerator.num_processes > 1:
+        raise UserError("--lr find works in one process: find the rate there, then pass it here")
+    low, high = RANGE[recipe(config.optim).family]
+    ratio = (high / low) ** (1 / (STEPS - 1))
+    trial = dataclasses.replace(
+        config, lr=low, max_steps=STEPS, epochs=None, log_steps=STEPS, eval_steps=1, save_steps=0,
+        track=None, max_bad_steps=1,
+    )  # fmt: skip
+    seen, held = _apart(examples, 2 * config.batch_size)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = [parameter.detach().clone() for parameter in trained]
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        tempfile.TemporaryDirectory() as folder,
+        RunDirectory(Path(folder) / "trial") as directory,
+    ):
+        directory.start(trial, [])
+        run = setup.make_run(trial, accelerator, model, collator, len(seen), directory)
+        # The gates keep their rate, only the experts' rises.
+        run.schedule = LambdaLR(
+            run.optimizer.optimizer,
+            [
+                (lambda step: ratio**step) if group["name"] == "experts" else (lambda step: 1.0)
+                for group in run.optimizer.param_groups
+            ],
+        )
+        watch = _Watch(run, held)
+        with suppress(Diverged):  # found: there is no going higher
+            train(run, seen, validate=watch.look, stop=watch)
+    with torch.no_grad():
+        for parameter, value in zip(trained, kept, strict=True):
+            parameter.copy_(value)
+    model.zero_grad()
+    rates = [low * ratio**step for step in range(len(watch.losses))]
+    lr, reason = suggest(rates, watch.losses)
+    return Found(lr, reason, rates, watch.losses)
+
+
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str]:
+    """A rate and the reason for it.
+
+    Args:
+        rates: ascending.
+        losses: of a step at each.
+
+    Raises:
+        UserError: the loss fell at none.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    best = min(range(len(finite)), key=finite.__getitem__, default=0)
+    if not finite or finite[best] > LOWERED * finite[0]:
+        raise UserError(
+            f"--lr find: within {len(losses)} steps at rates from {min(rates, default=0):.3g} to "
+            f"{max(rates, default=0):.3g} the loss did not fall; raise --damping or --batch-size, "
+            "or choose --lr by training"
+        )
+    lr = float(f"{SHARE * rates[best]:.2g}")
+    return lr, (
+        f"the loss of questions kept out fell from {finite[0]:.3f} to {finite[best]:.3f} until the "
+        f"rate was {rates[best]:.2g}; {SHARE:.2g} of that leaves room for a whole run"
+    )
+
+
+def write_found(found: Found, config: TrainConfig, folder: Path) -> None:
+    """Write ``lr_find.json`` and ``lr_find.png`` (the picture needs matplotlib)."""
+    write_json(folder / "lr_find.json", dataclasses.asdict(found))
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, color="tab:blue")
+    axes.axvline(found.lr, color="tab:red", linestyle="--", label=f"suggested: {found.lr:g}")
+    axes.set(xscale="log", xlabel="learning rate of the experts, rising with every step",
+             ylabel="cross-entropy per answer token, questions kept out",
+             ylim=(0, TOO_HIGH * found.losses[0]),
+             title=f"{config.dataset}, {config.model}, {config.optim}")  # fmt: skip
+    axes.legend()
+    temporary = folder / ".lr_find.png.tmp"
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(folder / "lr_find.png")
+
+
+class _Watch(Stop):
+    """Takes the loss after each step, and ends the test when it is too high."""
+
+    def __init__(self, run: Run, held: Mixture):
+        super().__init__()
+        self.losses: list[float] = []
+        self._run = run
+        whole = StepOrder(len(held), len(held), seed=0)
+        accum = math.ceil(len(held) / DEFAULT_PIECE)
+        self._parts = [
+            {name: value.to(run.accelerator.device) for name, value in part.items() if name != KEY}
+            for part in pieces(held, run.collator, whole, range(1), grad_accum=accum)
+        ]
+
+    @property
+    def reason(self) -> str | None:
+        high = bool(self.losses) and not self.losses[-1] <= TOO_HIGH * self.losses[0]
+        return "the loss is too high" if high else super().reason
+
+    @torch.no_grad()
+    def look(self, step: int) -> None:
+        model = self._run.model.eval()
+        answers = sum(part["labels"].numel() for part in self._parts)
+        self.losses.append(sum(float(answer_loss(model, part)) for part in self._parts) / answers)
+
+
+def _apart(examples: Mixture, count: int) -> tuple[Mixture, Mixture]:
+    """All but about ``count`` questions, and those; a quarter at most is taken out."""
+    every = max(4, len(examples) // count)
+    held = set(range(0, len(examples), every))
+    rest = [at for at in range(len(examples)) if at not in held]
+    return examples.select(rest), examples.select(sorted(held))
