@@ -25,15 +25,19 @@ TOOL = "data_prep/shapes.py"
 PICTURES = {"train": 4000, "val": 200, "test": 300}
 PER_PICTURE = 3
 WRONG_OPTIONS = 3  # as in Visual7W
+KINDS = ("colour", "number", "position", "shape", "size")
 
 
-def write_source(out: Path, pictures: dict[str, int], seed: int) -> None:
+def write_source(
+    out: Path, pictures: dict[str, int], seed: int, kinds: Sequence[str] = KINDS
+) -> None:
     """Render scenes and write them as Visual7W is distributed: dataset.json and images/.
 
     Args:
         out: a new or empty directory.
         pictures: how many scenes for each of Visual7W's splits (train, val, test).
         seed: scenes and questions follow from it alone.
+        kinds: of questions, some of ``KINDS``.
     """
     (out / "images").mkdir(parents=True)
     entries = []
@@ -44,7 +48,7 @@ def write_source(out: Path, pictures: dict[str, int], seed: int) -> None:
         scene = random_scene(rng)
         name = f"v7w_{index}.png"
         render(scene).save(out / "images" / name)
-        asked = _choose(list(questions(scene)), rng)
+        asked = _choose([one for one in questions(scene) if one.kind in kinds], rng)
         pairs = [
             {
                 "qa_id": index * PER_PICTURE + position,
@@ -75,6 +79,12 @@ def _choose(pool: list[Question], rng: random.Random) -> list[Question]:
     return chosen
 
 
+def _asked(kinds: Sequence[str]) -> str:
+    """For the manifest, if not everything is asked."""
+    left = [kind for kind in KINDS if kind in kinds]
+    return "" if len(left) == len(KINDS) else f", questions of {', '.join(left)}"
+
+
 EPILOG = """\
 Everything follows from the seed: the same command makes the same dataset on every machine.
 
@@ -97,6 +107,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             metavar="SCENES",
             help=f"scenes to render, {PER_PICTURE} questions each (default: %(default)s)",
         )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        metavar="KIND",
+        help=f"questions to ask: {', '.join(KINDS)} (default: all; colour and shape are the "
+        "hardest for the built-in base)",
+    )
     command.add_seed(parser)
     options = parser.parse_args(argv)
     pictures = {split: getattr(options, split) for split in PICTURES}
@@ -106,13 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{options.out} is there already: pass --overwrite to render it anew")
     with tempfile.TemporaryDirectory(prefix="shapes-") as temporary:
         raw = Path(temporary) / "raw"
-        write_source(raw, pictures, options.seed)
+        write_source(raw, pictures, options.seed, options.kinds)
         manifest = visual7w.prepare(
             raw,
             options.out,
             seed=options.seed,
             tool=TOOL,
-            origin=f"rendered by vlmoe.data.scenes, seed {options.seed}",
+            origin=f"rendered by vlmoe.data.scenes, seed {options.seed}{_asked(options.kinds)}",
             **command.writing(options),
         )
     command.print_summary(manifest, options.out)

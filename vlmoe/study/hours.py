@@ -1,0 +1,68 @@
+"""What a study will take, before it is begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmoe.evaluate.table import align
+from vlmoe.study.plan import Study
+from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
+
+# LLaVA-1.5-7B: numbers that each token is multiplied with, and tokens of a question with a picture.
+LANGUAGE, VISION = 6.6e9, 0.30e9
+TOKENS, PATCHES = 640, 577
+H100 = 4e14
+"""Operations a second: an H100 in bf16 at 40% of its peak, which is usual for training."""
+
+
+def hours(study: Study, folder: Path, seconds_per_step: float | None = None) -> str:
+    """A table of runs and hours.
+
+    Args:
+        study: what is asked.
+        folder: where it would be.
+        seconds_per_step: measured; None takes `seconds_on_h100`.
+    """
+    rows = [["", "runs", "steps each", "seconds a step", "hours"]]
+    count, total = 0, 0.0
+    for condition in study.conditions:
+        for name in study.contenders:
+            sweep = study.sweep(condition, name)
+            shared = [
+                cell
+                for cells in study.shared(condition).values()
+                for cell in cells
+                if cell.contender == name
+            ]
+            # The best rate is not known yet. Its runs are new ones but for the seeds that chose.
+            tuned = len(set(study.seeds) - set(study.tune_seeds)) if sweep else 0
+            runs = len(set(sweep + shared)) + tuned
+            config = study.config((sweep + shared)[0], folder)
+            steps = config.max_steps or DEFAULT_STEPS
+            seconds = seconds_per_step or seconds_on_h100(config)
+            spent = runs * steps * seconds / 3600
+            count, total = count + runs, total + spent
+            rows.append([f"{condition}, {name}", str(runs), str(steps), f"{seconds:.3g}",
+                         f"{spent:.1f}"])  # fmt: skip
+    rows.append(["all", str(count), "", "", f"{total:.1f}"])
+    how = (
+        "with the given seconds a step"
+        if seconds_per_step
+        else "from the arithmetic of LLaVA-1.5-7B on one H100 at 40% of its peak; "
+        "`train_llava.py --dry-run` measures on your machine, pass it as --seconds-per-step"
+    )
+    return (
+        f"{align(rows)}\n\nHours {how}; without scoring. A best rate that is the shared one too "
+        "saves its runs."
+    )
+
+
+def seconds_on_h100(config: TrainConfig) -> float:
+    """Of a step: twice the numbers for each token forward, and as much back to the inputs.
+
+    The frozen weights need no gradient of their own. Checkpointing computes the forward pass twice.
+    Questions that share a picture are counted as if each had its own.
+    """
+    passes = 6 if config.gradient_checkpointing else 4
+    question = LANGUAGE * TOKENS + VISION * PATCHES
+    return passes * config.batch_size * question / H100

@@ -1,0 +1,119 @@
+"""The pictures of a study's page (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from vlmoe.study.findings import Findings, Row
+from vlmoe.study.results import Result
+from vlmoe.study.statistics import student
+from vlmoe.train.tracking import smooth
+
+
+def draw(findings: Findings, condition: str, folder: Path) -> list[tuple[str, str]]:
+    """Draw what there is to draw of one condition.
+
+    Args:
+        folder: where the pictures go.
+
+    Returns:
+        Captions and file names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = f"{list(findings.study.conditions).index(condition)}.png"
+    made = []
+    sweeps = findings.sweeps[condition]
+    if any(run.done for runs in sweeps.values() for run in runs):
+        _save(folder / f"rates-{mark}", partial(_rates, sweeps=sweeps))
+        caption = (
+            "Validation accuracy against the learning rate: means over the seeds that choose; "
+            "a cross: diverged"
+        )
+        made.append((caption, f"rates-{mark}"))
+    for name, words, rows in (
+        ("best", "each at its own best rate", findings.tuned[condition]),
+        ("shared", "at the shared rate", findings.shared[condition]),
+    ):
+        known = {name: row for name, row in rows.items() if any(run.log for run in row.runs)}
+        if known:
+            _save(folder / f"curves-{name}-{mark}", partial(_curves, rows=known))
+            caption = (
+                f"Training loss (smoothed) and validation accuracy, {words}: means over seeds, "
+                "bands are 95% intervals over them"
+            )
+            made.append((caption, f"curves-{name}-{mark}"))
+    return made
+
+
+def _save(path: Path, paint: Callable[[Any], None]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    paint(figure)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
+
+
+def _rates(figure: Any, sweeps: Mapping[str, Sequence[Result]]) -> None:
+    axes = figure.subplots()
+    for at, (name, runs) in enumerate(sweeps.items()):
+        colour = f"C{at % 10}"
+        points = []
+        for rate in sorted({run.cell.lr for run in runs}):
+            here = [run for run in runs if run.cell.lr == rate]
+            found = [run.validation for run in here if run.done]
+            values = [value for value in found if value is not None]
+            if values:
+                points.append((rate, fmean(values)))
+            if any(run.state == "diverged" for run in here):
+                axes.plot([rate], [0.02 + 0.015 * at], "x", color=colour)
+        if points:
+            axes.plot(*zip(*points, strict=True), _marker(at), color=colour, label=name)
+    axes.set(xscale="log", ylim=(0, 1), xlabel="learning rate of the experts",
+             ylabel="validation accuracy")  # fmt: skip
+    axes.legend(fontsize=8)
+
+
+def _curves(figure: Any, rows: Mapping[str, Row]) -> None:
+    loss, accuracy = figure.subplots(1, 2)
+    for at, (name, row) in enumerate(rows.items()):
+        for axes, what, weight in ((loss, "loss", 0.8), (accuracy, "validation_accuracy", 0.0)):
+            steps, means, halves = _band([run.curve(what) for run in row.runs], weight)
+            if steps:
+                low = [mean - half for mean, half in zip(means, halves, strict=True)]
+                high = [mean + half for mean, half in zip(means, halves, strict=True)]
+                marker = "-" if axes is loss else _marker(at)
+                axes.plot(steps, means, marker, color=f"C{at % 10}", label=name, linewidth=1.2)
+                axes.fill_between(steps, low, high, color=f"C{at % 10}", alpha=0.12)
+    loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token", ylim=(0, None))
+    accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(0, 1))
+    loss.legend(fontsize=7)
+
+
+def _band(
+    curves: Sequence[Sequence[tuple[int, float]]], weight: float
+) -> tuple[list[int], list[float], list[float]]:
+    """Steps that every curve has, means, and half the 95% interval over curves."""
+    smoothed = [
+        dict(zip(steps, smooth(list(values), weight), strict=True))
+        for steps, values in (zip(*curve, strict=True) for curve in curves if curve)
+    ]
+    if not smoothed:
+        return [], [], []
+    steps = sorted(set.intersection(*(set(curve) for curve in smoothed)))
+    values = [[curve[step] for curve in smoothed] for step in steps]
+    count = len(smoothed)
+    halves = [student(count) * stdev(v) / count**0.5 if count > 1 else 0.0 for v in values]
+    return steps, [fmean(v) for v in values], halves
+
+
+def _marker(at: int) -> str:
+    """Colours repeat after ten, markers do not with them; and not everyone tells colours apart."""
+    return ("o-", "s--", "^-", "v--", "D-", "P--", "*-", "X--", "<-", ">--", "h-")[at % 11]

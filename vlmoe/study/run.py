@@ -1,0 +1,116 @@
+"""Running a study: one run after the other, the base loaded once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from vlmoe.errors import Busy, Diverged, UserError
+from vlmoe.files import write_text
+from vlmoe.study.plan import CELLS, STUDY_FILE, Cell, Study
+from vlmoe.study.results import best_rate, mark_diverged, read
+from vlmoe.train.lock import RunLock
+
+CLAIMS = "claims"
+FINAL = ("done", "diverged")
+POLL = 5.0  # seconds between looks at runs of other processes
+
+
+def begin(study: Study, folder: Path) -> None:
+    """Make a study's folder, or go on with the one that is there.
+
+    Raises:
+        UserError: the folder holds another study.
+    """
+    file = folder / STUDY_FILE
+    text = yaml.safe_dump(json.loads(json.dumps(asdict(study))), sort_keys=False)
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+    elif file.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{folder} holds another study, or this one with other settings ({file} tells): "
+            "choose another --output"
+        )
+
+
+def wanted(study: Study, folder: Path) -> Iterator[Cell]:
+    """All runs that the study asks for as yet, each once.
+
+    Those at a contender's best rate are known when its sweep is done.
+    """
+    seen: set[Cell] = set()
+    for condition in study.conditions:
+        groups = list(study.shared(condition).values())
+        for contender in study.contenders:
+            sweep = study.sweep(condition, contender)
+            groups.append(sweep)
+            rate = best_rate(read(study, folder, sweep)) if sweep else None
+            if rate is not None:
+                groups.append(study.at(condition, contender, rate))
+        for cells in groups:
+            for cell in cells:
+                if cell not in seen:
+                    seen.add(cell)
+                    yield cell
+
+
+@contextmanager
+def claimed(folder: Path, cell: Cell) -> Iterator[None]:
+    """A block in which no other process has the run. Raises ``Busy`` if one has."""
+    place = folder / CLAIMS / cell.name
+    place.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(place)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run(
+    study: Study,
+    folder: Path,
+    train: Callable[[Cell], None],
+    report: Callable[[str], None] = print,
+) -> None:
+    """Train every run that is not finished, until none is left.
+
+    Several processes may do so at once, on one machine or on a shared disk: each takes runs that
+    no other one holds.
+
+    Args:
+        folder: begun by ``begin``.
+        train: trains one run, or goes on with it; ``Diverged`` is what it raises where that has
+            no sense.
+        report: told what is going on.
+    """
+    while True:
+        open_cells = [
+            result.cell
+            for result in read(study, folder, list(wanted(study, folder)))
+            if result.state not in FINAL
+        ]
+        if not open_cells:
+            return
+        trained = False
+        for number, cell in enumerate(open_cells, start=1):
+            try:
+                with claimed(folder, cell):
+                    if read(study, folder, [cell])[0].state in FINAL:
+                        continue
+                    report(f"\n{cell.name} ({number} of {len(open_cells)} known to be left)")
+                    train(cell)
+            except Busy:
+                continue
+            except Diverged as error:
+                mark_diverged(folder / CELLS / cell.name, str(error))
+                report(f"diverged: {error}")
+            trained = True
+        if not trained:
+            time.sleep(POLL)
