@@ -1,8 +1,10 @@
-"""Signals are noted, obeyed in a breakable block, and forced by repeating them."""
+"""Signals are noted, obeyed in a breakable block, and forced by repeating them.
+
+Raised in this very thread: one sent to the process may reach another thread, and be handled later.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -14,17 +16,17 @@ from vlmoe.train.stop import Interrupted, Stop
 def test_the_first_signal_is_noted():
     with Stop() as told:
         assert told.reason is None
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert told.reason == "SIGTERM"
 
 
 def test_the_same_again_is_as_ever(monkeypatch):
     with Stop() as told:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # torchrun passes on what the terminal has sent
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # torchrun passes on what the terminal has sent
         monkeypatch.setattr(stop, "AGAIN", -1.0)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert told.reason == "SIGINT"
 
 
@@ -33,14 +35,14 @@ def test_a_breakable_block_is_left():
         for _ in range(2):  # the second time the signal has come before
             reached = []
             with pytest.raises(Interrupted), told.breakable():
-                reached.append(os.kill(os.getpid(), signal.SIGTERM) or "went on")
+                reached.append(signal.raise_signal(signal.SIGTERM) or "went on")
             assert reached == []
 
 
 def test_with_others_nothing_is_left():
     with Stop(breaks=False) as told:
         with told.breakable():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         assert told.reason == "SIGTERM"
 
 
