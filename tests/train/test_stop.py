@@ -20,6 +20,15 @@ def test_the_first_signal_is_noted():
         assert told.reason == "SIGTERM"
 
 
+@pytest.fixture
+def listening():
+    """Python's own SIGINT: a shell's background jobs, tests too, begin with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_the_same_again_is_as_ever(monkeypatch):
     with Stop() as told:
         signal.raise_signal(signal.SIGINT)
