@@ -103,3 +103,20 @@ def test_a_base_that_is_lent_comes_back_untouched(settings, tmp_path):
     # What came between left no trace: the third run is the first.
     assert results[0] == results[2]
     assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("init", ["kaiming", "goat"])
+def test_it_comes_back_from_a_run_that_failed_too(settings, init):
+    base = load_base(settings["model"], dtype="fp32", quantize="none", device="cpu")
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+
+    def fail():
+        with adapted(base, build({**settings, "lr": 0.01, "init": init})):
+            assert list(base.model.state_dict()) != list(before)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    after = base.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
