@@ -17,11 +17,16 @@ from vlmoe.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
+    """As ``write_bytes``, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary neighbour, flush it to the disk, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from vlmoe.figure import write_png
 from vlmoe.study.findings import Findings, Row
 from vlmoe.study.results import Result
 from vlmoe.study.statistics import student
@@ -21,44 +22,32 @@ def draw(findings: Findings, condition: str, folder: Path) -> list[tuple[str, st
         folder: where the pictures go.
 
     Returns:
-        Captions and file names.
+        Captions and file names; none without matplotlib.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = f"{list(findings.study.conditions).index(condition)}.png"
-    made = []
+    made: list[tuple[str, str, Callable[[Any], None]]] = []
     sweeps = findings.sweeps[condition]
     if any(run.done for runs in sweeps.values() for run in runs):
-        _save(folder / f"rates-{mark}", partial(_rates, sweeps=sweeps))
         caption = (
             "Validation accuracy against the learning rate: means over the seeds that choose; "
             "a cross: diverged"
         )
-        made.append((caption, f"rates-{mark}"))
+        made.append((caption, f"rates-{mark}", partial(_rates, sweeps=sweeps)))
     for name, words, rows in (
         ("best", "each at its own best rate", findings.tuned[condition]),
         ("shared", "at the shared rate", findings.shared[condition]),
     ):
         known = {name: row for name, row in rows.items() if any(run.log for run in row.runs)}
         if known:
-            _save(folder / f"curves-{name}-{mark}", partial(_curves, rows=known))
             caption = (
                 f"Training loss (smoothed) and validation accuracy, {words}: means over seeds, "
                 "bands are 95% intervals over them"
             )
-            made.append((caption, f"curves-{name}-{mark}"))
-    return made
-
-
-def _save(path: Path, paint: Callable[[Any], None]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    paint(figure)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+            made.append((caption, f"curves-{name}-{mark}", partial(_curves, rows=known)))
+    return [
+        (caption, file) for caption, file, paint in made if write_png(folder / file, paint, 9, 4)
+    ]
 
 
 def _rates(figure: Any, sweeps: Mapping[str, Sequence[Result]]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vlmoe.data.collator import Collator
 from vlmoe.data.mixture import Mixture
 from vlmoe.errors import Diverged, UserError
+from vlmoe.figure import write_png
 from vlmoe.files import write_json
 from vlmoe.optim.recipe import recipe
 from vlmoe.train import setup
@@ -123,42 +125,38 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str
     Raises:
         UserError: the loss fell at none.
     """
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    best = min(range(len(finite)), key=finite.__getitem__, default=0)
-    if not finite or finite[best] > LOWERED * finite[0]:
+    lowest, best = min(
+        ((loss, rate) for rate, loss in zip(rates, losses, strict=True) if math.isfinite(loss)),
+        default=(math.inf, 0.0),
+    )
+    if not (losses and lowest <= LOWERED * losses[0]):
         raise UserError(
             f"--lr find: within {len(losses)} steps at rates from {min(rates, default=0):.3g} to "
             f"{max(rates, default=0):.3g} the loss did not fall; raise --damping or --batch-size, "
             "or choose --lr by training"
         )
-    lr = float(f"{SHARE * rates[best]:.2g}")
+    lr = float(f"{SHARE * best:.2g}")
     return lr, (
-        f"the loss of questions kept out fell from {finite[0]:.3f} to {finite[best]:.3f} until the "
-        f"rate was {rates[best]:.2g}; {SHARE:.2g} of that leaves room for a whole run"
+        f"the loss of questions kept out fell from {losses[0]:.3f} to {lowest:.3f} until the rate "
+        f"was {best:.2g}; {SHARE:.2g} of that leaves room for a whole run"
     )
 
 
 def write_found(found: Found, config: TrainConfig, folder: Path) -> None:
     """Write ``lr_find.json`` and ``lr_find.png`` (the picture needs matplotlib)."""
     write_json(folder / "lr_find.json", dataclasses.asdict(found))
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot(found.rates, found.losses, color="tab:blue")
-    axes.axvline(found.lr, color="tab:red", linestyle="--", label=f"suggested: {found.lr:g}")
-    axes.set(xscale="log", xlabel="learning rate of the experts, rising with every step",
-             ylabel="cross-entropy per answer token, questions kept out",
-             ylim=(0, TOO_HIGH * found.losses[0]),
-             title=f"{config.dataset}, {config.model}, {config.optim}")  # fmt: skip
-    axes.legend()
-    temporary = folder / ".lr_find.png.tmp"
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(folder / "lr_find.png")
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot(found.rates, found.losses, color="tab:blue")
+        axes.axvline(found.lr, color="tab:red", linestyle="--", label=f"suggested: {found.lr:g}")
+        axes.set(xscale="log", xlabel="learning rate of the experts, rising with every step",
+                 ylabel="cross-entropy per answer token, questions kept out",
+                 ylim=(0, TOO_HIGH * found.losses[0]),
+                 title=f"{config.dataset}, {config.model}, {config.optim}")  # fmt: skip
+        axes.legend()
+
+    write_png(folder / "lr_find.png", paint, 7, 4)
 
 
 class _Watch(Stop):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from vlmoe.adapter.routing import LayerRouting, summary
 from vlmoe.adapter.sites import layer_number
-from vlmoe.files import write_json
+from vlmoe.figure import png
+from vlmoe.files import write_bytes, write_json
 
 
 def write_router(step: int, table: Sequence[LayerRouting], folder: Path, title: str) -> None:
@@ -28,12 +29,9 @@ def draw_router(table: Sequence[LayerRouting], path: Path, title: str) -> bool:
         Whether matplotlib was there to draw with.
     """
     drawn = router_map(table, title)
-    if drawn is None:
-        return False
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(drawn)
-    temporary.replace(path)
-    return True
+    if drawn is not None:
+        write_bytes(path, drawn)
+    return drawn is not None
 
 
 def router_map(table: Sequence[LayerRouting], title: str) -> bytes | None:
@@ -42,37 +40,32 @@ def router_map(table: Sequence[LayerRouting], title: str) -> bytes | None:
     Returns:
         A PNG, or None if matplotlib is not there to draw with.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.colors import TwoSlopeNorm
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        return None
     towers = [
         [layer for layer in table if layer.tower == tower]
         for tower in dict.fromkeys(layer.tower for layer in table)
     ]
-    figure = Figure(figsize=(1 + 4 * len(towers), 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    for axes, layers in zip(figure.subplots(1, len(towers), squeeze=False)[0], towers, strict=True):
-        width = max(len(layer.share) for layer in layers)
-        load = [
-            [len(layer.share) * share for share in layer.share]
-            + [float("nan")] * (width - len(layer.share))
-            for layer in layers
-        ]
-        top = max(2.0, *(value for row in load for value in row if value == value))
-        shown = axes.imshow(
-            load, aspect="auto", cmap="RdBu_r", norm=TwoSlopeNorm(1, 0, top), interpolation="none"
-        )
-        axes.set_facecolor("lightgray")  # experts that a layer does not have
-        first = {layer_number(layer.path): row for row, layer in reversed([*enumerate(layers)])}
-        axes.set_yticks(list(first.values()), [str(number) for number in first], fontsize=7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="expert", ylabel="layer", title=layers[0].tower)
-        figure.colorbar(shown, ax=axes, label="share of tokens / even share")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return png.getvalue()
+
+    def paint(figure: Any) -> None:
+        from matplotlib.colors import TwoSlopeNorm
+        from matplotlib.ticker import MaxNLocator
+
+        figure.suptitle(title, fontsize=10)
+        parts = figure.subplots(1, len(towers), squeeze=False)[0]
+        for axes, layers in zip(parts, towers, strict=True):
+            width = max(len(layer.share) for layer in layers)
+            load = [
+                [len(layer.share) * share for share in layer.share]
+                + [float("nan")] * (width - len(layer.share))
+                for layer in layers
+            ]
+            top = max(2.0, *(value for row in load for value in row if value == value))
+            norm = TwoSlopeNorm(1, 0, top)
+            shown = axes.imshow(load, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="none")
+            axes.set_facecolor("lightgray")  # experts that a layer does not have
+            first = {layer_number(layer.path): row for row, layer in reversed([*enumerate(layers)])}
+            axes.set_yticks(list(first.values()), [str(number) for number in first], fontsize=7)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set(xlabel="expert", ylabel="layer", title=layers[0].tower)
+            figure.colorbar(shown, ax=axes, label="share of tokens / even share")
+
+    return png(paint, 1 + 4 * len(towers), 6)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmoe.figure import write_png
 from vlmoe.files import write_jsonl, writing
 
 VALIDATION = "validation_accuracy"
@@ -74,37 +75,31 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
     Returns:
         Whether matplotlib was there to draw with.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     steps = [row for row in rows if "loss" in row]
-    scored = [row for row in rows if "validation_accuracy" in row]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    loss, accuracy = figure.subplots(1, 2)
-    xs = [row["step"] for row in steps]
-    loss.plot(xs, [row["loss"] for row in steps], color="tab:blue", linewidth=0.6, alpha=0.45)
-    loss.plot(xs, smooth([row["loss"] for row in steps]), color="tab:blue", label="loss")
-    loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token")
-    rate = loss.twinx()
-    rate.plot(xs, [row["lr"] for row in steps], color="tab:gray", linestyle=":", linewidth=1)
-    rate.set_ylabel("learning rate (dotted)", color="tab:gray")
-    rate.set_ylim(bottom=0)
-    if scored:
-        xs = [row["step"] for row in scored]
-        accuracy.plot(xs, [row["validation_accuracy"] for row in scored], "o-", color="tab:green")
-        low, high = zip(*(row["validation_ci95"] for row in scored), strict=True)
-        accuracy.fill_between(xs, low, high, color="tab:green", alpha=0.15, label="95% interval")
-        accuracy.axhline(scored[0]["chance"], color="black", linestyle="--", linewidth=0.8)
-        accuracy.set(ylim=(0, 1))
-    accuracy.set(xlabel="optimizer step", ylabel="validation accuracy (dashed: chance)")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
-    return True
+    scored = [row for row in rows if VALIDATION in row]
+
+    def paint(figure: Any) -> None:
+        figure.suptitle(title, fontsize=10)
+        loss, accuracy = figure.subplots(1, 2)
+        xs = [row["step"] for row in steps]
+        losses = [row["loss"] for row in steps]
+        loss.plot(xs, losses, color="tab:blue", linewidth=0.6, alpha=0.45)
+        loss.plot(xs, smooth(losses), color="tab:blue", label="loss")
+        loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token")
+        rate = loss.twinx()
+        rate.plot(xs, [row["lr"] for row in steps], color="tab:gray", linestyle=":", linewidth=1)
+        rate.set_ylabel("learning rate (dotted)", color="tab:gray")
+        rate.set_ylim(bottom=0)
+        if scored:
+            xs = [row["step"] for row in scored]
+            accuracy.plot(xs, [row[VALIDATION] for row in scored], "o-", color="tab:green")
+            low, high = zip(*(row["validation_ci95"] for row in scored), strict=True)
+            accuracy.fill_between(xs, low, high, color="tab:green", alpha=0.15)
+            accuracy.axhline(scored[0]["chance"], color="black", linestyle="--", linewidth=0.8)
+            accuracy.set(ylim=(0, 1))
+        accuracy.set(xlabel="optimizer step", ylabel="validation accuracy (dashed: chance)")
+
+    return write_png(path, paint, 9, 3.6)
 
 
 def smooth(values: list[float], weight: float = 0.8) -> list[float]:
