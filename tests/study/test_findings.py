@@ -57,6 +57,27 @@ def test_best_rate_waits_for_the_sweep_and_leaves_out_what_diverged(tmp_path):
     assert best_rate(read(made, tmp_path, [first, second])) is None
 
 
+def test_best_rate_is_of_the_mean_over_the_seeds_that_choose(tmp_path):
+    """Not of the luckiest seed."""
+    made = study(tune_seeds=[0, 1])
+    for cell, validation in zip(made.sweep("all", "rsgd"), (0.6, 0.6, 0.8, 0.3), strict=True):
+        finished(tmp_path, cell, 0.5, validation=validation)
+    assert best_rate(read(made, tmp_path, made.sweep("all", "rsgd"))) == 0.1
+
+
+def test_a_best_rate_between_others_is_not_at_the_edge(tmp_path):
+    made = study(lr=[0.1, 0.2, 0.4], shared_lr=None)
+    for _ in range(2):
+        for cell in wanted(made, tmp_path):
+            best = 0.2 if cell.contender == "rsgd" else 0.4
+            finished(tmp_path, cell, 0.5, validation=0.9 if cell.lr == best else 0.1)
+    assert edge_rates(find(made, tmp_path), "all") == ["grsgd"]
+    # Where the next higher rate diverged, there is nothing to be had beyond.
+    higher = study(lr=[0.1, 0.2, 0.4, 0.8], shared_lr=None)
+    mark_diverged(tmp_path / CELLS / higher.sweep("all", "grsgd")[-1].name, "the loss is nan")
+    assert edge_rates(find(higher, tmp_path), "all") == []
+
+
 def test_runs_are_wanted_as_far_as_they_are_known(tmp_path):
     made = study(shared_lr=None)
     sweep = [("rsgd", 0.1), ("rsgd", 0.2), ("grsgd", 0.1), ("grsgd", 0.2)]

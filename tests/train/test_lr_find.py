@@ -16,7 +16,7 @@ from vlmoe.models.llava import load_base
 from vlmoe.train import setup
 from vlmoe.train.config import build, read_yaml
 from vlmoe.train.finetune import adapted, finetune
-from vlmoe.train.lr_find import SHARE, find_lr, suggest
+from vlmoe.train.lr_find import SHARE, _apart, find_lr, suggest
 
 RATES = [10**power for power in range(-6, 2)]
 
@@ -75,6 +75,18 @@ def test_weights_and_randomness_are_as_before(settings, optim):
     assert steps == pytest.approx([steps[0]] * len(steps))
     assert min(found.losses) < 0.98 * found.losses[0]
     assert found.lr < found.rates[found.losses.index(min(found.losses))]
+
+
+@pytest.mark.parametrize("count", [1, 6, 1000])
+def test_questions_that_are_looked_at_are_not_trained_on(dataset_directory, count):  # noqa: F811
+    examples = load_mixture(locate_all(str(dataset_directory)), "train")
+    trained, held = (
+        {part.text(at).id for at in range(len(part))} for part in _apart(examples, count)
+    )
+    assert held
+    assert not trained & held
+    assert len(trained) + len(held) == len(examples)
+    assert len(held) <= math.ceil(len(examples) / 4)
 
 
 def test_the_run_goes_on_with_the_suggestion(settings, tmp_path):
