@@ -26,6 +26,12 @@ def test_with_weights(train, small, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rate_that_is_still_to_be_found_is_no_hindrance(train, small, tmp_path, capsys):
+    train(*small, "--dry-run", "--lr", "find")
+    assert re.search(r"time +\d+\.\d+ s a step", capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_a_shape(train, tmp_path, capsys):
     """4 bits make the base smaller, checkpointing the activations, and no weights are needed."""
     flags = ["--model", "shape:small", "--dry-run", "--device", "cpu", "--rank", 2]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlmoe.adapter import adapter_table
+from vlmoe.choices import FIND
 from vlmoe.data.collator import Collator
 from vlmoe.data.mixture import Mixture
 from vlmoe.models.llava import resolve_dtype
@@ -86,7 +87,7 @@ def plan(
     devices, device = accelerator.num_processes, accelerator.device
     trial = dataclasses.replace(
         config, max_steps=TRIAL_STEPS, epochs=None, log_steps=1, eval_steps=0, save_steps=0,
-        track=None,
+        track=None, lr=None if config.lr == FIND else config.lr,
     )  # fmt: skip
     table, frozen = adapter_table(model), bytes_of(p for p in held(model) if not p.requires_grad)
     if device.type == "cuda":
