@@ -11,6 +11,7 @@ Start the command several times, on one machine or on a shared disk, and the run
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    if args.seconds_per_step is not None and not 0 < args.seconds_per_step < math.inf:
+        raise UserError(f"--seconds-per-step must be above 0, got {args.seconds_per_step:g}")
     study = read_study(args.study, settings(args.set))
     folder = args.output or Path("runs") / Path(args.study).stem
     if args.dry_run:
@@ -60,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(study, folder, trainer(study, folder))
     elif not folder.is_dir():
         raise UserError(f"there is no study in {folder}: leave --report-only out to begin it")
-    command = shlex.join(["python", "scripts/compare_optimizers.py", *(argv or sys.argv[1:])])
-    for file in write_page(find(study, folder), folder, command):
-        print(f"page written to {file}")
+    flags = [flag for flag in argv or sys.argv[1:] if flag != "--report-only"]
+    command = shlex.join(["python", "scripts/compare_optimizers.py", *flags])
+    pages = write_page(find(study, folder), folder, command)
+    print("\n".join(f"page written to {file}" for file in pages))
+    if len(pages) == 1:
+        print("for the page as HTML: pip install -e '.[study]', and the command with --report-only")
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:

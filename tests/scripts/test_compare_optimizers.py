@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 import time
 
 import pytest
 import yaml
 
 from tests.scripts.conftest import script
+from vlmoe.data.mixture import load_mixture
+from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
 from vlmoe.evaluate.report import Z95
 from vlmoe.files import write_text
@@ -137,13 +141,21 @@ def test_a_finished_study_is_rendered_again_at_once(finished, study_file, capsys
     start = time.perf_counter()
     script("compare_optimizers").main([str(study_file), "--output", str(finished), "--report-only"])
     assert time.perf_counter() - start < 10
-    assert (finished / "study.md").is_file()
+    assert "--report-only" not in (finished / "study.md").read_text()
     assert "page written to" in capsys.readouterr().out
+
+
+def test_without_markdown_there_is_one_page_and_a_word(finished, study_file, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "markdown", None)
+    script("compare_optimizers").main([str(study_file), "--output", str(finished), "--report-only"])
+    out = capsys.readouterr().out
+    assert out.count("page written to") == 1
+    assert "pip install -e '.[study]'" in out
 
 
 def test_another_study_is_refused_in_its_folder(finished, study_file):
     main = script("compare_optimizers").main
-    with pytest.raises(UserError, match="holds another study"):
+    with pytest.raises(UserError, match="holds runs with other settings"):
         main([str(study_file), "--output", str(finished), "--set", "rank=3"])
 
 
@@ -153,6 +165,8 @@ def test_settings_of_the_command_line_are_checked(study_file, tmp_path):
         main([str(study_file), "--set", "rank"])
     with pytest.raises(UserError, match="unknown key 'ranks'"):
         main([str(study_file), "--set", "ranks=3"])
+    with pytest.raises(UserError, match="--seconds-per-step must be above 0"):
+        main([str(study_file), "--dry-run", "--seconds-per-step", "0"])
     with pytest.raises(UserError, match="no study in"):
         main([str(study_file), "--report-only", "--output", str(tmp_path / "none")])
 
@@ -167,3 +181,14 @@ def test_a_dry_run_tells_hours_and_writes_nothing(tmp_path, monkeypatch, capsys)
     # Besides, the controls: three seeds at lr x sqrt(k), two at lr x k, which the sweep has too.
     assert re.search(r"Visual7W, rsgd +14 +3600 +2 +28\.0", out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_epochs(study_file, dataset_directory, tmp_path, capsys):
+    main = script("compare_optimizers").main
+    study = yaml.safe_load(study_file.read_text())
+    study["settings"] = {**study["settings"], "epochs": 3, "max_steps": None}
+    write_text(tmp_path / "epochs.yaml", yaml.safe_dump(study))
+    main([str(tmp_path / "epochs.yaml"), "--dry-run", "--seconds-per-step", "3600"])
+    questions = len(load_mixture(locate_all(str(dataset_directory)), "train"))
+    steps = math.ceil(3 * questions / 4)
+    assert re.search(rf"radamw +1 +{steps} +3.6e\+03 +{steps}\.0", capsys.readouterr().out)

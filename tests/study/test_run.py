@@ -7,7 +7,7 @@ import pytest
 from tests.study.fabricated import finished, study
 from vlmoe.errors import Diverged, UserError
 from vlmoe.study import run as module
-from vlmoe.study.plan import CELLS
+from vlmoe.study.plan import CELLS, STUDY_FILE, read_study
 from vlmoe.study.results import read
 from vlmoe.study.run import begin, claimed, run, wanted
 
@@ -75,8 +75,14 @@ def test_other_errors_end_the_study_and_let_go_of_the_run(tmp_path):
             run(made, tmp_path, train, report=lambda text: None)
 
 
-def test_a_folder_belongs_to_one_study(tmp_path):
-    begin(study(), tmp_path / "a")
-    begin(study(), tmp_path / "a")
-    with pytest.raises(UserError, match="holds another study"):
-        begin(study(seeds=[3]), tmp_path / "a")
+def test_a_study_may_grow_but_its_runs_stay_what_they_are(tmp_path):
+    contenders = {"rsgd": {"optim": "rsgd"}, "grsgd": {"optim": "grsgd"}}
+    begin(study(contenders=contenders), tmp_path)
+    begin(study(contenders=contenders), tmp_path)
+    more = study(contenders={**contenders, "sgd": {"optim": "sgd"}}, seeds=[0, 3], lr=[0.1, 0.5])
+    begin(more, tmp_path)
+    assert read_study(str(tmp_path / STUDY_FILE)) == more
+    other = {**contenders, "sgd": {"optim": "sgd", "rank": 2}}
+    with pytest.raises(UserError, match=r"other settings \(settings, contender sgd; "):
+        begin(study(contenders=other, settings={"model": "tiny", "dataset": "shapes"}), tmp_path)
+    assert read_study(str(tmp_path / STUDY_FILE)) == more

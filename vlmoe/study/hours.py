@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmoe.data.mixture import load_mixture
+from vlmoe.data.registry import locate_all
 from vlmoe.evaluate.table import align
 from vlmoe.study.plan import Study
+from vlmoe.train.batches import total_steps
 from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
 
 # LLaVA-1.5-7B: numbers that each token is multiplied with, and tokens of a question with a picture.
@@ -22,6 +25,9 @@ def hours(study: Study, folder: Path, seconds_per_step: float | None = None) -> 
         study: what is asked.
         folder: where it would be.
         seconds_per_step: measured; None takes `seconds_on_h100`.
+
+    Raises:
+        UserError: a run's length is given in epochs of a dataset that is not prepared.
     """
     rows = [["", "runs", "steps each", "seconds a step", "hours"]]
     count, total = 0, 0.0
@@ -38,7 +44,7 @@ def hours(study: Study, folder: Path, seconds_per_step: float | None = None) -> 
             tuned = len(set(study.seeds) - set(study.tune_seeds)) if sweep else 0
             runs = len(set(sweep + shared)) + tuned
             config = study.config((sweep + shared)[0], folder)
-            steps = config.max_steps or DEFAULT_STEPS
+            steps = _steps(config)
             seconds = seconds_per_step or seconds_on_h100(config)
             spent = runs * steps * seconds / 3600
             count, total = count + runs, total + spent
@@ -55,6 +61,13 @@ def hours(study: Study, folder: Path, seconds_per_step: float | None = None) -> 
         f"{align(rows)}\n\nHours {how}; without scoring. A best rate that is the shared one too "
         "saves its runs."
     )
+
+
+def _steps(config: TrainConfig) -> int:
+    """Only epochs need the dataset to be there."""
+    epochs = config.epochs is not None
+    questions = len(load_mixture(locate_all(config.dataset), "train")) if epochs else 0
+    return total_steps(questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS)
 
 
 def seconds_on_h100(config: TrainConfig) -> float:

@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vlmoe.errors import UserError
 from vlmoe.files import write_text
 from vlmoe.study.findings import Findings, Row
 from vlmoe.study.pictures import draw
-from vlmoe.study.plan import ANYWHERE, CELLS
+from vlmoe.study.plan import ANYWHERE, CELLS, Study
 from vlmoe.study.results import Result
 from vlmoe.study.verdict import compared, edge_rates, verdict
 
@@ -30,17 +29,14 @@ img { max-width: 100%; background: white }
 
 
 def write_page(findings: Findings, folder: Path, command: str) -> list[Path]:
-    """Write ``study.md``, ``study.html`` and ``pictures/``.
+    """Write ``study.md``, ``study.html`` (with the extra `study`) and ``pictures/`` (matplotlib).
 
     Args:
         folder: the study's.
         command: that makes the study, stands on the page.
 
     Returns:
-        The two files.
-
-    Raises:
-        UserError: the library that makes HTML is not installed (the Markdown is written then).
+        The pages that were written.
     """
     text = page(findings, folder, command)
     source = folder / PAGE
@@ -48,9 +44,7 @@ def write_page(findings: Findings, folder: Path, command: str) -> list[Path]:
     try:
         import markdown  # an extra, and only this needs it
     except ImportError:
-        raise UserError(
-            f"{source} is written; for HTML install the extra: pip install 'vlmoe[study]'"
-        ) from None
+        return [source]
     body = markdown.markdown(text, extensions=["tables", "fenced_code"])
     title = html.escape(findings.study.title)
     target = source.with_suffix(".html")
@@ -112,7 +106,7 @@ def _condition(findings: Findings, condition: str, folder: Path) -> list[str]:
     ]
     costs = tuned or shared
     if any(row.complete for row in costs.values()):
-        parts += [f"{level} Time, memory and routers", _costs(study.config, costs, folder)]
+        parts += [f"{level} Time, memory and routers", _costs(study, costs, folder)]
     return parts
 
 
@@ -170,14 +164,14 @@ def _differences(findings: Findings, rows: dict[str, Row]) -> str:
     )
 
 
-def _costs(config_of: Any, rows: dict[str, Row], folder: Path) -> str:
+def _costs(study: Study, rows: dict[str, Row], folder: Path) -> str:
     heads = ["", "seconds a step", "peak memory, MiB", "router entropy", "idle experts"]
     lines = []
     for name, row in rows.items():
         done = [run for run in row.runs if run.done]
         if not done:
             continue
-        size = config_of(done[0].cell, folder).batch_size
+        size = study.config(done[0].cell, folder).batch_size
         seconds = [value for run in done if (value := run.seconds_per_step(size)) is not None]
         memory = [value for run in done for _, value in run.curve("peak_memory_mib")]
         towers = [tower for run in done for tower in run.router.get("towers", {}).items()]

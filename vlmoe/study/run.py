@@ -15,6 +15,7 @@ from vlmoe.errors import Busy, Diverged, UserError
 from vlmoe.files import write_text
 from vlmoe.study.plan import CELLS, STUDY_FILE, Cell, Study
 from vlmoe.study.results import best_rate, mark_diverged, read
+from vlmoe.train.config import read_yaml
 from vlmoe.train.lock import RunLock
 
 CLAIMS = "claims"
@@ -25,19 +26,29 @@ POLL = 5.0  # seconds between looks at runs of other processes
 def begin(study: Study, folder: Path) -> None:
     """Make a study's folder, or go on with the one that is there.
 
+    Seeds, rates, contenders and conditions may be other ones than before: the runs that are there
+    stay what they are. What a run with the same name would be must not change.
+
     Raises:
-        UserError: the folder holds another study.
+        UserError: the folder holds runs with other settings.
     """
     file = folder / STUDY_FILE
-    text = yaml.safe_dump(json.loads(json.dumps(asdict(study))), sort_keys=False)
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
-    elif file.read_text(encoding="utf-8") != text:
+    asked = json.loads(json.dumps(asdict(study)))
+    folder.mkdir(parents=True, exist_ok=True)
+    there = read_yaml(file) if file.is_file() else asked
+    changed = ["settings"] if there["settings"] != asked["settings"] else []
+    changed += [
+        f"{key[:-1]} {name}"
+        for key in ("contenders", "conditions")
+        for name, settings in there[key].items()
+        if asked[key].get(name, settings) != settings
+    ]
+    if changed:
         raise UserError(
-            f"{folder} holds another study, or this one with other settings ({file} tells): "
+            f"{folder} holds runs with other settings ({', '.join(changed)}; {file} tells them): "
             "choose another --output"
         )
+    write_text(file, yaml.safe_dump(asked, sort_keys=False))
 
 
 def wanted(study: Study, folder: Path) -> Iterator[Cell]:
