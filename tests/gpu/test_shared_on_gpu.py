@@ -13,7 +13,7 @@ from vlmoe.models.llava import load_base
 from vlmoe.models.shared import use_attention
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
-from vlmoe.train.setup import add_adapter
+from vlmoe.train.setup import adapt
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,7 @@ def test_loss_and_gradients_are_those_of_each_question_alone(tmp_path, attention
     config = TrainConfig(experts=4, top_k=2, rank=2, dropout=0.0, model=base.name,
                          gradient_checkpointing=checkpointing)  # fmt: skip
     torch.manual_seed(0)
-    model = add_adapter(base, config).train()
+    model = adapt(base.model, config).train()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "moe_lora_B" in name:

@@ -22,7 +22,7 @@ from vlmoe.models.llava import Base, load_base, load_collator
 from vlmoe.models.shared import logits_at, sharing_fault, tree_mask, use_attention
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
-from vlmoe.train.setup import add_adapter
+from vlmoe.train.setup import adapt
 
 GROUPS = (1, 2, 5, 7)
 WORDS = ("Which", "What", "Where", "is", "it", "red", "at", "the", "left", "of", "blue", "ring")
@@ -102,7 +102,7 @@ def make(folder, *, checkpointing=False, quantize="none", dtype=torch.float64, *
         model=base.name, gradient_checkpointing=checkpointing, **(defaults | settings)
     )
     torch.manual_seed(0)
-    model = add_adapter(base, config)
+    model = adapt(base.model, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "moe_lora_B" in name:

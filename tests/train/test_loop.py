@@ -46,7 +46,7 @@ def make_run(base: Base, folder: Path, **settings) -> Run:
     torch.manual_seed(0)
     directory = RunDirectory(folder / "run")
     directory.start(config, [])
-    model = setup.add_adapter(base, config)
+    model = setup.adapt(base.model, config)
     accelerator = setup.make_accelerator(config)
     return setup.make_run(config, accelerator, model, base.collator(), 9, directory)
 
@@ -134,7 +134,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(base):
         again = load_base(base.name)
         torch.manual_seed(0)
         settings = TrainConfig(experts=4, top_k=2, rank=2, gradient_checkpointing=on)
-        model = setup.add_adapter(again, settings).train()
+        model = setup.adapt(again.model, settings).train()
         for layer in (layer for _, layer in adapted_layers(model)):
             torch.nn.init.normal_(layer.factor_pair().B, std=0.1)
         torch.manual_seed(1)  # of dropout

@@ -24,6 +24,8 @@ from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.plan import plan, plan_of_shape
+from vlmoe.train.questions import check_pictures, scorable, trainable
+from vlmoe.train.score import score_both, validator
 from vlmoe.train.stop import Stop
 
 
@@ -52,8 +54,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         setup.open_directory(config, accelerator, resume) as directory,
     ):
         data = locate_all(config.dataset)
-        validation = setup.scorable(data, "validation", config.eval_questions, config.seed)
-        test = setup.scorable(data, "test", config.test_questions, config.seed)
+        validation = scorable(data, "validation", config.eval_questions, config.seed)
+        test = scorable(data, "test", config.test_questions, config.seed)
         if test is None:
             raise UserError(
                 f"{config.dataset} has no split `test` with answers to score at the end"
@@ -67,8 +69,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             )
         use_attention(base.model, config.attention)
         collator = setup.make_collator(base, config)
-        examples, skipped = setup.trainable(load_mixture(data, "train"), collator)
-        setup.check_pictures(accelerator, examples, validation, test)
+        examples, skipped = trainable(load_mixture(data, "train"), collator)
+        check_pictures(accelerator, examples, validation, test)
 
         torch.manual_seed(config.seed)
         with adapted(base, config) as model:
@@ -98,7 +100,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 stopped = train(
                     run,
                     examples,
-                    validate=setup.validator(run, validation, directory) if validation else None,
+                    validate=validator(run, validation, directory) if validation else None,
                     save=lambda step: directory.save_checkpoint(step, run, base.name),
                     stop=stop,
                 )
@@ -107,7 +109,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 return False
 
             directory.save_adapter(model, base.name)
-            scored, base_scored = setup.score_both(run, test)
+            scored, base_scored = score_both(run, test)
             if accelerator.is_main_process:
                 numbers, base_numbers = metrics(scored), metrics(base_scored)
                 directory.finish(run, scored, numbers, base_numbers)
@@ -120,7 +122,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
 @contextmanager
 def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
     """The base with experts in both towers, and at the end of the block without them again."""
-    model = setup.add_adapter(base, config)
+    model = setup.adapt(base.model, config)
     try:
         yield model
     finally:

@@ -1,12 +1,16 @@
-"""Scoring while training: every process answers its share of the questions."""
+"""Scoring, while training and at its end: every process answers its share of the questions."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from vlmoe.data.image import ImageError
 from vlmoe.data.mixture import Mixture
 from vlmoe.evaluate.multiple_choice import Scored, score
+from vlmoe.evaluate.report import metrics
 from vlmoe.predict import Predictor
 from vlmoe.train import ranks
+from vlmoe.train.directory import RunDirectory
 from vlmoe.train.loop import Run
 
 
@@ -42,3 +46,34 @@ def score_together(run: Run, examples: Mixture, description: str) -> list[Scored
             raise found
         scored.append(found)
     return scored
+
+
+def validator(run: Run, examples: Mixture, directory: RunDirectory) -> Callable[[int], None]:
+    """What scores the validation questions while training, logs and draws."""
+
+    def validate(step: int) -> None:
+        try:
+            scored = score_together(run, examples, f"validate, step {step}")
+        except ImageError as error:  # no reason to end a run
+            run.accelerator.print(f"step {step} is not validated: {error}")
+            return
+        numbers = metrics(scored)
+        run.log.write(
+            {
+                "step": step,
+                "validation_accuracy": numbers["accuracy"],
+                "validation_ci95": numbers["ci95"],
+                "validation_n": numbers["n"],
+                "chance": numbers["chance"],
+            }
+        )
+        directory.draw(run)
+
+    return validate
+
+
+def score_both(run: Run, examples: Mixture) -> tuple[list[Scored], list[Scored]]:
+    """Score the same questions with the adapter and with the untouched base."""
+    adapted = score_together(run, examples, "test")
+    with run.model.disable_adapter():
+        return adapted, score_together(run, examples, "test, base alone")

@@ -1,11 +1,9 @@
-"""The parts of a run, each made from the settings."""
+"""Device, model and optimizer of a run, each made from the settings."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +13,7 @@ from peft import PeftModel, get_peft_model
 
 from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
 from vlmoe.data.collator import Collator
-from vlmoe.data.dataset import read_manifest
-from vlmoe.data.example import UNLABELLED
-from vlmoe.data.image import ImageError
-from vlmoe.data.mixture import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
-from vlmoe.evaluate.multiple_choice import Scored
-from vlmoe.evaluate.report import metrics
 from vlmoe.models.llava import Base, resolve_device, resolve_dtype
 from vlmoe.optim.recipe import build_optimizer, linear_schedule
 from vlmoe.train import checkpoint, ranks
@@ -30,7 +22,6 @@ from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.health import Health
 from vlmoe.train.loop import Run
-from vlmoe.train.score import score_together
 from vlmoe.train.trackers import check_tracker, start_tracking
 from vlmoe.train.tracking import Log
 from vlmoe.train.undecodable import LeftOut
@@ -91,70 +82,8 @@ def make_collator(base: Base, config: TrainConfig) -> Collator:
     return replace(collator, row_tokens=config.pack_tokens)
 
 
-def trainable(examples: Mixture, collator: Collator) -> tuple[Mixture, list[dict[str, str]]]:
-    """Leave out questions without an answer, and those too long for the model.
-
-    Returns:
-        The questions to train on; dataset, id and reason of the others.
-
-    Raises:
-        UserError: of one of the datasets nothing is left.
-    """
-    keep, skipped = [], []
-    for at in range(len(examples)):
-        example = examples.text(at)
-        picture = examples.image_key(at) is not None
-        reason = None
-        if example.answer == UNLABELLED:
-            reason = "no answer"
-        elif collator.length(example, picture=picture) > collator.max_length:
-            reason = f"more tokens than the model takes ({collator.max_length})"
-        if reason:
-            skipped.append({"dataset": example.dataset, "id": example.id, "reason": reason})
-        else:
-            keep.append(at)
-    chosen = examples.select(keep) if skipped else examples
-    for name, part in chosen.parts.items():
-        if not part:
-            raise UserError(
-                f"no question of {examples.parts[name].directory} can be trained on: they have "
-                f"no answer, or do not fit into the model's {collator.max_length} tokens"
-            )
-    return chosen, skipped
-
-
-def scorable(data: Mapping[str, Path], split: str, count: int, seed: int) -> Mixture | None:
-    """``count`` labelled questions (0: all) of those datasets that have the split, if any."""
-    if not any(split in read_manifest(folder)["splits"] for folder in data.values()):
-        return None
-    examples = load_mixture(data, split, everywhere=False)
-    answered = [at for at, answer in enumerate(examples.answers) if answer != UNLABELLED]
-    return draw(examples.select(answered), count, seed) if answered else None
-
-
-def check_pictures(accelerator: Accelerator, *parts: Mixture | None) -> None:
-    """With FSDP every process must run the vision tower in every piece.
-
-    Raises:
-        UserError: there are questions without a picture, and the model is sharded.
-    """
-    if ranks.is_sharded(accelerator):
-        for part in filter(None, parts):
-            lacking = sum(part.image_key(at) is None for at in range(len(part)))
-            if lacking:
-                raise UserError(
-                    f"{lacking} of {len(part)} questions have no picture; with FSDP the processes "
-                    "would wait for each other: take configs/accelerate/ddp.yaml"
-                )
-
-
-def add_adapter(base: Base, config: TrainConfig) -> PeftModel:
-    """Put the experts into both towers; everything else stays frozen."""
-    return adapt(base.model, config)
-
-
 def adapt(model: Any, config: TrainConfig) -> PeftModel:
-    """The same for a bare LLaVA."""
+    """Put experts into both towers of a LLaVA; everything else stays frozen."""
     if config.gradient_checkpointing:
         # Re-entrant checkpointing drops the gradients of the vision tower, whose input needs none.
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -232,34 +161,3 @@ def make_run(
     track = start_tracking(accelerator, config)
     run.log = Log(directory.log, run.done, writes=directory.writes, also=track)
     return run
-
-
-def validator(run: Run, examples: Mixture, directory: RunDirectory) -> Callable[[int], None]:
-    """What scores the validation questions while training, logs and draws."""
-
-    def validate(step: int) -> None:
-        try:
-            scored = score_together(run, examples, f"validate, step {step}")
-        except ImageError as error:  # no reason to end a run
-            run.accelerator.print(f"step {step} is not validated: {error}")
-            return
-        numbers = metrics(scored)
-        run.log.write(
-            {
-                "step": step,
-                "validation_accuracy": numbers["accuracy"],
-                "validation_ci95": numbers["ci95"],
-                "validation_n": numbers["n"],
-                "chance": numbers["chance"],
-            }
-        )
-        directory.draw(run)
-
-    return validate
-
-
-def score_both(run: Run, examples: Mixture) -> tuple[list[Scored], list[Scored]]:
-    """Score the same questions with the adapter and with the untouched base."""
-    adapted = score_together(run, examples, "test")
-    with run.model.disable_adapter():
-        return adapted, score_together(run, examples, "test, base alone")
