@@ -57,8 +57,9 @@ def test_importing_is_quick() -> None:
         "import sys, vlmoe\n"
         "from data_prep import check, jsonl, scienceqa, shapes, visual7w, vmcbench\n"
         "from runpy import run_path\n"
-        "for name in ('train_llava', 'evaluate'):\n"
-        "    run_path(f'scripts/{name}.py')\n"
+        "for name in ('train_llava', 'evaluate', 'compare_optimizers'):\n"
+        "    script = run_path(f'scripts/{name}.py')\n"
+        "script['read_study']('paper-table3')\n"  # settings are checked without torch too
         f"print(*set(sys.modules).intersection({heavy}))\n"
     )
     assert printed(script) == []

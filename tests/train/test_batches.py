@@ -9,7 +9,7 @@ from itertools import chain, islice
 import pytest
 
 from vlmoe.data.mixture import shares
-from vlmoe.train.batches import MixedOrder, StepOrder, ahead, split, total_steps
+from vlmoe.train.batches import MixedOrder, StepOrder, ahead, split
 
 
 def test_every_epoch_sees_every_question_once():
@@ -37,12 +37,6 @@ def test_ranks_and_pieces_together_make_the_step():
         shares = [split(step, accum * world)[rank::world] for rank in range(world)]
         assert all(len(share) == accum for share in shares)
         assert sorted(chain.from_iterable(chain.from_iterable(shares))) == sorted(step)
-
-
-def test_total_steps():
-    assert total_steps(100, 40, None, None, 1000) == 1000
-    assert total_steps(100, 40, 7, None, 1000) == 7
-    assert total_steps(100, 40, None, 2.0, 1000) == 5
 
 
 def test_a_step_keeps_the_shares():

@@ -34,6 +34,12 @@ def test_defaults_are_the_papers():
     assert (config.optim, config.rescale, config.damping) == ("grsgd", "sqrt", 1e-6)
 
 
+def test_steps_are_as_given_or_enough_for_the_epochs():
+    assert TrainConfig().total_steps(100) == 1000
+    assert TrainConfig(max_steps=7).total_steps(100) == 7
+    assert TrainConfig(epochs=2.0).total_steps(100) == 5
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_file_loads(path):
     assert build(read_yaml(path)).dataset

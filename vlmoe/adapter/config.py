@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from peft import PeftConfig, TaskType
 
+from vlmoe.choices import GATE_RESCALES, INITS
 from vlmoe.errors import UserError
-
-GATE_RESCALES = ("none", "sqrt", "exact")
-INITS = ("kaiming", "goat")
 
 
 class PeftTypeName(str):

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from vlmoe.errors import Diverged
 
-DAMPING_MODES = ("absolute", "trace")
-
 MAX_RETRIES = 6
 """Times the damping of a matrix that cannot be factored is multiplied by ten."""
 

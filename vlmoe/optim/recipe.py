@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vlmoe.choices import DAMPING_MODES, OPTIMIZERS, Recipe
 from vlmoe.errors import UserError
-from vlmoe.optim.precondition import DAMPING_MODES
 from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a name of ``--optim`` stands for.
-
-    Attributes:
-        family: which update follows the preconditioner.
-        riemannian: whether A and B are preconditioned.
-        gate_rescale: what the adapter's backward pass is to do with the gates; this is the
-            adapter's business, the optimizer only knows the name.
-        lr: default learning rate of the experts, per optimizer step (the paper's, for 7B).
-    """
-
-    family: Literal["sgd", "adamw"]
-    riemannian: bool
-    gate_rescale: Literal["none", "sqrt"]
-    lr: float
-
-
-OPTIMIZERS: dict[str, Recipe] = {
-    "sgd": Recipe("sgd", False, "none", 3e-5),
-    "rsgd": Recipe("sgd", True, "none", 3e-5),
-    "gsgd": Recipe("sgd", False, "sqrt", 3e-5),
-    "grsgd": Recipe("sgd", True, "sqrt", 3e-5),
-    "adamw": Recipe("adamw", False, "none", 1e-5),
-    "radamw": Recipe("adamw", True, "none", 1e-5),
-    "gadamw": Recipe("adamw", False, "sqrt", 1e-5),
-    "gradamw": Recipe("adamw", True, "sqrt", 1e-5),
-}
-"""The eight names; ``grsgd`` and ``gradamw`` are the method of arXiv 2502.15828."""
 
 
 def recipe(name: str) -> Recipe:

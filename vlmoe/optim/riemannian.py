@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from vlmoe.choices import DAMPING_MODES
 from vlmoe.optim.precision import full_precision
 from vlmoe.optim.precondition import (
-    DAMPING_MODES,
     FactorisationError,
     add_products_,
     blocks,

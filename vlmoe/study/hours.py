@@ -8,8 +8,7 @@ from vlmoe.data.mixture import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.evaluate.table import align
 from vlmoe.study.plan import Study
-from vlmoe.train.batches import total_steps
-from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
+from vlmoe.train.config import TrainConfig
 
 # LLaVA-1.5-7B: numbers that each token is multiplied with, and tokens of a question with a picture.
 LANGUAGE, VISION = 6.6e9, 0.30e9
@@ -67,7 +66,7 @@ def _steps(config: TrainConfig) -> int:
     """Only epochs need the dataset to be there."""
     epochs = config.epochs is not None
     questions = len(load_mixture(locate_all(config.dataset), "train")) if epochs else 0
-    return total_steps(questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS)
+    return config.total_steps(questions)
 
 
 def seconds_on_h100(config: TrainConfig) -> float:

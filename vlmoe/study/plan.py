@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmoe.choices import OPTIMIZERS
 from vlmoe.errors import UserError
 from vlmoe.train.config import TrainConfig, build, read_yaml
 
@@ -146,8 +147,6 @@ class Study:
 
     def _traits(self, contender: str) -> tuple[str, bool, str, str]:
         """Family, preconditioner, gate rescaling, and all its other settings."""
-        from vlmoe.optim.recipe import OPTIMIZERS
-
         config = build(self._merged(next(iter(self.conditions)), contender))
         recipe = OPTIMIZERS[config.optim]
         others = {

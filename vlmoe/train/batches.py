@@ -213,12 +213,3 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
     return hand_out()
-
-
-def total_steps(
-    count: int, batch_size: int, max_steps: int | None, epochs: float | None, default: int
-) -> int:
-    """Steps of a run: as given, or enough for so many passes over ``count`` questions."""
-    if epochs is not None:
-        return max(1, math.ceil(epochs * count / batch_size))
-    return max_steps if max_steps is not None else default

@@ -20,10 +20,14 @@ import yaml
 from vlmoe.choices import (
     ALL,
     ATTENTIONS,
+    DAMPING_MODES,
     DEFAULT_MODEL,
     DTYPES,
     FIND,
+    GATE_RESCALES,
     IMAGE_FITS,
+    INITS,
+    OPTIMIZERS,
     QUANTIZE,
     SIZES,
     TRACKERS,
@@ -209,11 +213,15 @@ class TrainConfig:
             )
         return pieces
 
+    def total_steps(self, questions: int) -> int:
+        """Steps of the run: as given, or enough for so many passes over the questions."""
+        if self.epochs is not None:
+            return max(1, math.ceil(self.epochs * questions / self.batch_size))
+        return self.max_steps if self.max_steps is not None else DEFAULT_STEPS
+
     @property
     def rescale(self) -> str:
         """The gate rescaling in force."""
-        from vlmoe.optim.recipe import OPTIMIZERS
-
         return self.gate_rescale or OPTIMIZERS[self.optim].gate_rescale
 
     @property
@@ -388,10 +396,6 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _range_faults(config: TrainConfig):
-    from vlmoe.adapter.config import GATE_RESCALES, INITS
-    from vlmoe.optim.precondition import DAMPING_MODES
-    from vlmoe.optim.recipe import OPTIMIZERS
-
     choices: dict[str, list[str]] = {
         "optim": list(OPTIMIZERS),
         "quantize": list(QUANTIZE),

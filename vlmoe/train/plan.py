@@ -22,8 +22,8 @@ from vlmoe.models.llava import resolve_dtype
 from vlmoe.models.random import ANSWER_TOKENS, random_llava, size_config
 from vlmoe.optim.recipe import recipe
 from vlmoe.train import setup
-from vlmoe.train.batches import make_order, pieces, total_steps
-from vlmoe.train.config import DEFAULT_STEPS, TrainConfig, shape_of
+from vlmoe.train.batches import make_order, pieces
+from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.footprint import (
     MIB,
@@ -135,9 +135,7 @@ def plan(
     }
     # The first step compiles and fills caches.
     step = statistics.mean(seconds[1:]) if seconds[1:] else float("nan")
-    steps = total_steps(
-        len(examples), config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS
-    )
+    steps = config.total_steps(len(examples))
     timed = f"{step:.2f} s a step, {steps * step / 3600:.2f} h for {steps} (without scoring)"
     return _text(table, lines, memory, timed)
 
@@ -150,9 +148,7 @@ def _steps(config: TrainConfig, devices: int, questions: int | None) -> dict[str
     )
     if questions is None:
         return {"a step": step}
-    steps = total_steps(
-        questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS
-    )
+    steps = config.total_steps(questions)
     epochs = steps * config.batch_size / questions
     return {"a step": step, "steps": f"{steps}, which is {epochs:.2f} epochs"}
 

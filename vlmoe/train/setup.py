@@ -17,8 +17,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.llava import Base, resolve_device, resolve_dtype
 from vlmoe.optim.recipe import build_optimizer, linear_schedule
 from vlmoe.train import checkpoint, ranks
-from vlmoe.train.batches import total_steps
-from vlmoe.train.config import DEFAULT_STEPS, TrainConfig
+from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.health import Health
 from vlmoe.train.loop import Run
@@ -128,9 +127,7 @@ def make_run(
         weight_decay=config.weight_decay,
         momentum=config.momentum,
     )
-    steps = total_steps(
-        questions, config.batch_size, config.max_steps, config.epochs, DEFAULT_STEPS
-    )
+    steps = config.total_steps(questions)
     schedule = linear_schedule(optimizer, steps, config.lr_end_ratio)
     wrapped, optimizer = ranks.prepare(accelerator, model, optimizer)
     remedy = (
