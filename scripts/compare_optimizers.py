@@ -3,7 +3,7 @@
     python scripts/compare_optimizers.py paper-table3 --dry-run
     python scripts/compare_optimizers.py configs/studies/tiny_shapes.yaml
 
-STUDY is a YAML file (vlmoe/study/plan.py names its keys) or a preset of the paper's tables. Every
+STUDY is a YAML file (docs/studies.md names its keys) or a preset of the paper's tables. Every
 run is an ordinary one in OUTPUT/cells: a finished one is not done again, a stopped one goes on.
 Start the command several times, on one machine or on a shared disk, and the runs are divided up.
 """
@@ -31,7 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("study", metavar="STUDY", help=f"a YAML file, or {', '.join(presets())}")
     parser.add_argument("--output", type=Path, help="the study's folder (default runs/STUDY)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
-                        help="settings of every run, over the file's: max_steps=100")  # fmt: skip
+                        help="changes of the file's `settings`: max_steps=100")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
                         help="print the runs and the hours they would take, and end")  # fmt: skip
     parser.add_argument("--seconds-per-step", type=float,
@@ -56,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # They take seconds: --help and a faulty study answer before them.
     from vlmoe.study.findings import find
     from vlmoe.study.report import write_page
-    from vlmoe.study.run import begin, run
+    from vlmoe.study.run import begin, check_data, run
 
     if not args.report_only:
+        check_data(study)
         begin(study, folder)
         run(study, folder, trainer(study, folder))
     elif not folder.is_dir():

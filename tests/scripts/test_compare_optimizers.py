@@ -111,6 +111,7 @@ def test_every_figure_of_the_page_is_a_runs(finished):
         speeds = sorted(row["questions_per_second"] for row in log if "loss" in row)
         seconds = 4 / ((speeds[1] + speeds[2]) / 2)
         assert costs[name][0] == f"{seconds:.3g}"
+        assert costs[name][1] == f"{max(row['memory_mib'] for row in log if 'loss' in row):.0f}"
         towers = json.loads((run / "router.json").read_text())["towers"]
         for tower, numbers in towers.items():
             assert f"{tower} {numbers['entropy']:.3g}" in costs[name][2]

@@ -43,7 +43,7 @@ def finished(folder: Path, cell: Cell, accuracy: float, validation: float = 0.5)
     write_jsonl(run / "predictions.jsonl", rows)
     log = [
         {"step": step, "loss": 2.0 / step, "lr": cell.lr, "questions_per_second": 16.0,
-         "peak_memory_mib": 100.0}
+         "memory_mib": 100.0}
         for step in range(1, 6)
     ]  # fmt: skip
     write_jsonl(run / "log.jsonl", [*log, {"step": 5, "validation_accuracy": validation}])

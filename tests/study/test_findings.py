@@ -136,6 +136,16 @@ def test_a_diverged_seed_is_shown_and_nothing_is_claimed_of_its_row(tmp_path):
     assert "ahead of" not in text
 
 
+def test_a_sweep_without_validation_is_not_called_unfinished(tmp_path):
+    made = study(shared_lr=None)
+    for cell in wanted(made, tmp_path):
+        finished(tmp_path, cell, 0.5)
+        log = tmp_path / CELLS / cell.name / "log.jsonl"
+        log.write_text("\n".join(log.read_text().splitlines()[:-1]))
+    said = "\n".join(verdict(find(made, tmp_path)))
+    assert "rsgd has no best learning rate: at every rate tried a run diverged, or has no" in said
+
+
 def test_one_seed_says_so(tmp_path):
     made = study(seeds=[0])
     fill(made, tmp_path)

@@ -75,6 +75,7 @@ def test_pairs_differ_in_one_thing():
         ({"settings": {"seed": 3}}, "seed is what the study sets"),
         ({"settings": {"expert": 3}}, "did you mean 'experts'"),
         ({"contenders": {"a b": {}, "a-b": {}}}, "no name of its own"),
+        ({"settings": {"eval_steps": 0}}, "no validation to choose lr by"),
     ],
 )
 def test_faults_are_named(changes, fault):
@@ -90,6 +91,23 @@ def test_a_file_is_read_and_its_faults_are_listed_together(tmp_path):
     assert len(raised.value.faults) == 4
     with pytest.raises(UserError, match="paper-table3"):
         read_study("no-such-study")
+
+
+def test_what_a_condition_sets_is_not_changed_from_outside():
+    with pytest.raises(UserError, match=r"experts cannot be set from outside: .* has its own"):
+        read_study("paper-table5", {"experts": 4})
+    assert read_study("paper-table5", {"dropout": 0.5}).settings["dropout"] == 0.5
+
+
+def test_the_example_in_the_docs_is_sound(tmp_path):
+    text = (STUDIES[0].parents[2] / "docs" / "studies.md").read_text()
+    (tmp_path / "study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    made = read_study(str(tmp_path / "study.yaml"))
+    assert made.sweep(next(iter(made.conditions)), "grsgd")
+
+
+def test_no_conditions_are_one():
+    assert list(study(conditions={}).conditions) == list(study().conditions)
 
 
 @pytest.mark.parametrize("name", presets())

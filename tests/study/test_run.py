@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from data_prep import shapes
 from tests.study.fabricated import finished, study
 from vlmoe.errors import Diverged, UserError
 from vlmoe.study import run as module
 from vlmoe.study.plan import CELLS, STUDY_FILE, read_study
 from vlmoe.study.results import read
-from vlmoe.study.run import begin, claimed, run, wanted
+from vlmoe.study.run import begin, check_data, claimed, run, wanted
 
 
 def test_every_run_once_and_the_best_rates_when_they_are_known(tmp_path):
@@ -73,6 +74,17 @@ def test_other_errors_end_the_study_and_let_go_of_the_run(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="the data is not there"):
             run(made, tmp_path, train, report=lambda text: None)
+
+
+def test_rates_cannot_be_chosen_without_a_validation_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLMOE_DATA", str(tmp_path))
+    shapes.main(["--out", str(tmp_path / "shapes"), "--train", "2", "--val", "1", "--test", "1"])
+    check_data(study())
+    manifest = tmp_path / "shapes" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"validation"', '"another"'))
+    with pytest.raises(UserError, match="no split `validation` to choose learning rates by"):
+        check_data(study())
+    check_data(study(lr=None))
 
 
 def test_a_study_may_grow_but_its_runs_stay_what_they_are(tmp_path):

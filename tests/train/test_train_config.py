@@ -34,6 +34,18 @@ def test_defaults_are_the_papers():
     assert (config.optim, config.rescale, config.damping) == ("grsgd", "sqrt", 1e-6)
 
 
+def test_a_flag_that_says_how_long_takes_the_place_of_the_files(tmp_path):
+    file = tmp_path / "c.yaml"
+    for there, flags, expected in (
+        ("max_steps: 7", ["--epochs", "2"], (None, 2.0)),
+        ("epochs: 7", ["--max-steps", "2"], (2, None)),
+        ("max_steps: 7", [], (7, None)),
+    ):
+        file.write_text(f"dataset: shapes\n{there}\n")
+        config, _ = from_command_line(["--config", str(file), *flags], None)
+        assert (config.max_steps, config.epochs) == expected
+
+
 def test_steps_are_as_given_or_enough_for_the_epochs():
     assert TrainConfig().total_steps(100) == 1000
     assert TrainConfig(max_steps=7).total_steps(100) == 7
@@ -105,7 +117,7 @@ def test_all_faults_at_once():
         ({"gate_rescale": "cube"}, "unknown gate_rescale"),
         ({"prompt": "chatty"}, "unknown prompt 'chatty': choose from llava, vmcbench, paper"),
         ({"lr_end_ratio": 2.0}, "lr_end_ratio must be between 0 and 1"),
-        ({"damping": -1e-6}, "damping must not be negative"),
+        ({"damping": -1e-6}, "damping must be above 0"),
         ({"damping_mode": "relative"}, "unknown damping_mode 'relative': choose from absolute"),
         ({"seed": -1}, "seed must not be negative"),
         ({"questions_per_image": 0}, "questions_per_image must be at least 1"),

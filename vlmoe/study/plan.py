@@ -74,6 +74,7 @@ class Study:
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "conditions", self.conditions or {ANYWHERE: {}})
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "tune_seeds", tuple(self.tune_seeds) or self.seeds[:1])
         if faults := list(_faults(self)):
@@ -189,10 +190,11 @@ def read_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
 
     Args:
         source: one of ``presets()``, or a path.
-        changes: settings that win over the file's.
+        changes: settings that win over the file's `settings`.
 
     Raises:
-        UserError: there is no such study, or it is faulty; lists every fault.
+        UserError: there is no such study, or it is faulty; lists every fault. Also where a
+            contender or condition has its own value of what is to change.
     """
     preset = PRESETS / f"{source}.yaml"
     if not preset.is_file() and not Path(source).is_file():
@@ -215,6 +217,11 @@ def read_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
                 for name, part in value.items()
                 if not isinstance(part, dict)
             ]
+    faults += [
+        f"{source}: {key} cannot be set from outside: {', '.join(own)} has its own; edit a copy"
+        for key in changes or {}
+        if (own := [name for name, part in _parts(values) if key in part])
+    ]
     for key in ("seeds", "tune_seeds"):
         value = values.get(key, [0])
         if not isinstance(value, list) or not all(type(seed) is int for seed in value):
@@ -223,6 +230,15 @@ def read_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
         raise UserError(faults)
     values["settings"] = {**values.get("settings", {}), **(changes or {})}
     return Study(**values)
+
+
+def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Contenders and conditions as a file has them, sound or not."""
+    for key in ("contenders", "conditions"):
+        parts = values.get(key)
+        for name, part in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(part, dict):
+                yield name, part
 
 
 def presets() -> list[str]:
@@ -253,9 +269,12 @@ def _faults(study: Study) -> Iterator[str]:
     for condition in study.conditions:
         for contender in study.contenders:
             try:
-                build(study._merged(condition, contender))
+                config = build(study._merged(condition, contender))
             except UserError as error:
                 yield from (f"{contender}, {condition}: {fault}" for fault in error.faults)
+                return
+            if study.lr is not None and not config.eval_steps:
+                yield f"{contender}, {condition}: eval_steps 0 leaves no validation to choose lr by"
                 return
     for contender in study.contenders:
         for what, value in (("lr", study.lr), ("shared_lr", study.shared_lr)):

@@ -173,7 +173,7 @@ def _costs(study: Study, rows: dict[str, Row], folder: Path) -> str:
             continue
         size = study.config(done[0].cell, folder).batch_size
         seconds = [value for run in done if (value := run.seconds_per_step(size)) is not None]
-        memory = [value for run in done for _, value in run.curve("peak_memory_mib")]
+        memory = [value for run in done for _, value in run.curve("memory_mib")]
         towers = [tower for run in done for tower in run.router.get("towers", {}).items()]
         lines.append(
             [

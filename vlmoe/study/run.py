@@ -11,11 +11,13 @@ from pathlib import Path
 
 import yaml
 
+from vlmoe.data.dataset import read_manifest
+from vlmoe.data.registry import locate_all
 from vlmoe.errors import Busy, Diverged, UserError
 from vlmoe.files import write_text
 from vlmoe.study.plan import CELLS, STUDY_FILE, Cell, Study
 from vlmoe.study.results import best_rate, mark_diverged, read
-from vlmoe.train.config import read_yaml
+from vlmoe.train.config import build, read_yaml
 from vlmoe.train.lock import RunLock
 
 CLAIMS = "claims"
@@ -49,6 +51,23 @@ def begin(study: Study, folder: Path) -> None:
             "choose another --output"
         )
     write_text(file, yaml.safe_dump(asked, sort_keys=False))
+
+
+def check_data(study: Study) -> None:
+    """Look for what the runs will need, before hours are spent.
+
+    Raises:
+        UserError: a dataset is not there, or rates are to be chosen and it has no validation split.
+    """
+    for condition in study.conditions:
+        dataset = build({**study.settings, **study.conditions[condition]}).dataset
+        folders = locate_all(dataset).values()
+        splits = {split for folder in folders for split in read_manifest(folder)["splits"]}
+        if study.lr is not None and "validation" not in splits:
+            raise UserError(
+                f"{dataset} has no split `validation` to choose learning rates by: prepare it with "
+                "one (data_prep/vmcbench.py --protocol split), or leave `lr` out of the study"
+            )
 
 
 def wanted(study: Study, folder: Path) -> Iterator[Cell]:

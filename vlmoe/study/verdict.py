@@ -87,8 +87,12 @@ def _of_what_lacks(findings: Findings, condition: str) -> Iterator[str]:
                 yield f"{row.name} {title} is in no comparison: {row.lacking}."
     for name, runs in findings.sweeps[condition].items():
         if name not in findings.tuned[condition]:
-            diverged = all(run.state == "diverged" for run in runs)
-            what = "it diverged at every rate tried" if diverged else "its sweep is not finished"
+            states = {run.state for run in runs}
+            what = "its sweep is not finished"
+            if states == {"diverged"}:
+                what = "it diverged at every rate tried"
+            elif states <= {"done", "diverged"}:
+                what = "at every rate tried a run diverged, or has no validation accuracy"
             yield f"{name} has no best learning rate: {what}."
 
 

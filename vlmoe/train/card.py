@@ -34,6 +34,9 @@ def model_card(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[
     if config.test_questions == numbers["n"]:
         scored = f"{numbers['n']} questions of the test split, drawn by seed {config.seed},"
         remake += f" --limit {numbers['n']} --seed {config.seed}"
+    for name in ("quantize", "dtype"):
+        if getattr(config, name) != getattr(TrainConfig, name):
+            remake += f" --{name} {getattr(config, name)}"
     return f"""---
 {yaml.safe_dump(facts, sort_keys=False).strip()}
 ---

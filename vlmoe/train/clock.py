@@ -38,7 +38,7 @@ class Clock:
     def count(self, parts: Sequence[dict[str, Tensor]]) -> None:
         """Add what a step has worked on."""
         self.tokens += sum(part["attention_mask"].numel() for part in parts)
-        self.questions += sum(len(part["input_ids"]) for part in parts)
+        self.questions += sum(len(part["labels"]) for part in parts)
 
     def read(self, world: int) -> dict[str, float]:
         """Tokens (padding included) and questions per second over all devices; the share of time

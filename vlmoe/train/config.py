@@ -268,7 +268,11 @@ def from_command_line(
         )
     given = vars(parser.parse_args(argv))
     file, resume = given.pop("config"), given.pop("resume")
-    values = {**(read_yaml(file) if file else {}), **given}
+    from_file = read_yaml(file) if file else {}
+    # A flag that says how long takes the place of either in the file.
+    if {"max_steps", "epochs"} & set(given):
+        from_file = {key: v for key, v in from_file.items() if key not in ("max_steps", "epochs")}
+    values = {**from_file, **given}
     if resume and values.get("dry_run"):
         raise UserError("--dry-run tells of a new run: leave --resume out")
     if resume:
@@ -419,12 +423,12 @@ def _range_faults(config: TrainConfig):
         if value not in (None, ALL) and min(_listed(value)) < 1:
             yield f"{name} must be at least 1, got {value}"
     for name in ("eval_steps", "eval_questions", "test_questions", "save_steps",
-                 "keep_checkpoints", "workers", "gate_lr", "damping", "weight_decay",
+                 "keep_checkpoints", "workers", "gate_lr", "weight_decay",
                  "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             yield f"{name} must not be negative, got {value}"
-    for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours"):
+    for name in ("lr", "alpha", "damping", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
         if value not in (None, FIND) and not 0 < value < float("inf"):
             yield f"{name} must be above 0, got {value}"

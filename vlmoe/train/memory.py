@@ -41,7 +41,7 @@ def remedies(config: TrainConfig, devices: int = 1) -> list[str]:
     if config.quantize == "none":
         found.append("--quantize 4bit (a quarter of the base's memory)")
     found += [
-        f"fewer or smaller experts: --experts {_halved(config.experts)} or "
+        f"fewer or smaller experts: --experts {_halved(config.experts, config.top_k)} or "
         f"--rank {max(1, config.rank // 2)}",
         "more devices, with the base spread over them: configs/accelerate/fsdp2.yaml",
         f"--eval-batch-size {max(1, config.eval_batch_size // 4)}, if it ran out while scoring",
@@ -49,6 +49,8 @@ def remedies(config: TrainConfig, devices: int = 1) -> list[str]:
     return found
 
 
-def _halved(experts: int | list[int]) -> str:
-    counts = experts if isinstance(experts, list) else [experts]
-    return ",".join(str(max(1, count // 2)) for count in counts)
+def _halved(experts: int | list[int], top_k: int) -> str:
+    """Half as many; and fewer in use, where there would not be enough."""
+    counts = [max(1, n // 2) for n in (experts if isinstance(experts, list) else [experts])]
+    fewer = f" --top-k {max(counts)}" if max(counts) < top_k else ""
+    return ",".join(map(str, counts)) + fewer
