@@ -71,7 +71,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("A", "B"),
         help="two predictions.jsonl, or directories that hold one",
     )
-    parser.add_argument("--dataset", default="visual7w", help="name or path; several joined by +")
+    parser.add_argument(
+        "--dataset", default="visual7w", help="name or path; several joined by + (default visual7w)"
+    )
     parser.add_argument("--split", default="test", help="which one (default test)")
     parser.add_argument("--model", help="base (default: the one the adapters were trained on)")
     parser.add_argument("--no-base", action="store_true", help="do not score the bare base as well")
@@ -94,12 +96,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-new-tokens",
         type=int,
         default=MAX_NEW_TOKENS,
-        help=f"the model may say at most (--scoring generate; default {MAX_NEW_TOKENS})",
+        help=f"tokens the model may say at most (--scoring generate; default {MAX_NEW_TOKENS})",
     )
     parser.add_argument("--blank-images", action="store_true", help="show grey pictures instead")
     parser.add_argument("--limit", type=int, default=0, help="score so many questions; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="which ones --limit draws (default 0)")
-    parser.add_argument("--batch-size", type=int, default=16, help="does not change the answers")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="questions in a forward pass (default 16); the answers do not depend on it",
+    )
     parser.add_argument("--quantize", choices=QUANTIZE, default="none")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto")
     parser.add_argument(

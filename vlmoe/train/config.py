@@ -89,7 +89,7 @@ class TrainConfig:
     """sgd or adamw; r in front: Riemannian preconditioner; g in front: gate rescaling"""
     lr: float | str | None = None
     """learning rate of the experts (default 3e-5 for the SGD family, 1e-5 for AdamW's), or find: a
-    short test of rising rates, whose suggestion is taken"""
+    test of rising rates over up to 100 steps, whose suggestion is taken"""
     gate_lr: float = 3e-8
     """learning rate of the router gates"""
     lr_end_ratio: float = 0.0
@@ -104,7 +104,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     """decoupled weight decay (AdamW family)"""
     momentum: float = 0.0
-    """share of the step before that is added to each (SGD family; the paper has none)"""
+    """share of the previous step that is added to each step (SGD family; the paper has none)"""
     experts: int | list[int] = 20
     """LoRA experts in each adapted layer; several numbers, such as 2,4,6,8, are for equal groups
     of each tower's depth, first layers first (MoLA)"""
@@ -163,7 +163,7 @@ class TrainConfig:
     log_steps: int = 10
     """a line in log.jsonl every so many steps"""
     eval_steps: int = 200
-    """score the validation split every so many steps; 0: never"""
+    """score the validation split every so many steps and after the last; 0: never"""
     eval_questions: int = 500
     """validation questions to score (drawn once, by the seed); 0: all"""
     test_questions: int = 2000
