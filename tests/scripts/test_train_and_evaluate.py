@@ -15,6 +15,7 @@ import yaml
 
 from tests.models_for_tests import save_small_llava
 from vlmoe.adapter import load_adapter
+from vlmoe.errors import UserError
 from vlmoe.models.llava import load_base
 
 LAST_LINE = r"accuracy \d\.\d{4} \(n=\d+, 95% CI \d\.\d{4}-\d\.\d{4}, chance 0\.2500\)"
@@ -75,13 +76,23 @@ def test_a_run_scored_on_a_part_says_so(train, evaluate, small, tmp_path, capsys
     assert "(n=5," in trained
     assert json.loads((tmp_path / "run/metrics.json").read_text())["settings"]["limit"] == 5
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "## Accuracy on 5 questions of the test split, drawn by seed 3, of " in card
+    assert "## Accuracy on 5 questions of the test split (the same for every run) of " in card
     (flags,) = re.findall(r"python scripts/evaluate.py (.*)`", card)
     evaluate(*flags.replace("RUN", "run").split())
     assert capsys.readouterr().out.splitlines()[-1] == trained
-    assert [path.name for path in (tmp_path / "run/evaluate").iterdir()] == [
-        "prepared-test-limit5-seed3"
-    ]
+    assert [path.name for path in (tmp_path / "run/evaluate").iterdir()] == ["prepared-test-limit5"]
+
+
+def test_runs_of_all_seeds_are_scored_on_the_same_questions(train, small, tmp_path):
+    """Or they could not be compared question by question."""
+    asked = []
+    for seed in (0, 1):
+        flags = ["--max-steps", 1, "--test-questions", 5, "--seed", seed, "--output", f"run{seed}"]
+        train(*small, *flags)
+        lines = (tmp_path / f"run{seed}" / "predictions.jsonl").read_text().splitlines()
+        asked.append([json.loads(line)["id"] for line in lines])
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 5
 
 
 @pytest.mark.parametrize("optim", ["sgd", "rsgd", "gsgd", "adamw", "radamw", "gadamw", "gradamw"])
@@ -204,9 +215,22 @@ def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory
     assert row["reason"].startswith("more tokens than the model takes")
 
 
-def test_adapter_for_another_model(train, evaluate, small, tmp_path):
-    from vlmoe.errors import UserError
+def test_a_test_question_too_long_is_told_before_training(train, tmp_path, small):
+    from data_prep import visual7w
+    from tests.visual7w_source import write_json, write_source
 
+    content = write_source(tmp_path / "raw", images=6)
+    (last,) = (image for image in content["images"][-1:])
+    assert last["split"] == "test"
+    last["qa_pairs"][0]["question"] = "What is it? " * 400
+    write_json(tmp_path / "raw", content)
+    visual7w.prepare(tmp_path / "raw", tmp_path / "long")
+    with pytest.raises(UserError, match=f"takes .*, such as {last['qa_pairs'][0]['qa_id']}: take"):
+        train(*small, "--dataset", tmp_path / "long", "--output", "run")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_adapter_for_another_model(train, evaluate, small, tmp_path):
     train(*small, "--output", "run")
     wider = save_small_llava(tmp_path / "wider", width=64)
     with pytest.raises(UserError, match="does not fit the model"):

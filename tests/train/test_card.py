@@ -14,7 +14,7 @@ from vlmoe.train.config import TrainConfig
     [
         ({}, ""),
         ({"quantize": "4bit", "dtype": "bf16"}, " --quantize 4bit --dtype bf16"),
-        ({"test_questions": 8, "seed": 3}, " --limit 8 --seed 3"),
+        ({"test_questions": 8, "seed": 3}, " --limit 8"),
     ],
 )
 def test_its_command_scores_as_the_run_did(settings, flags):

@@ -32,8 +32,8 @@ def model_card(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[
         facts["base_model"] = config.model
     scored, remake = "the test split", f"--dataset {config.dataset} --split test"
     if config.test_questions == numbers["n"]:
-        scored = f"{numbers['n']} questions of the test split, drawn by seed {config.seed},"
-        remake += f" --limit {numbers['n']} --seed {config.seed}"
+        scored = f"{numbers['n']} questions of the test split (the same for every run)"
+        remake += f" --limit {numbers['n']}"
     for name in ("quantize", "dtype"):
         if getattr(config, name) != getattr(TrainConfig, name):
             remake += f" --{name} {getattr(config, name)}"

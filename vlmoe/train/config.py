@@ -165,9 +165,10 @@ class TrainConfig:
     eval_steps: int = 200
     """score the validation split every so many steps and after the last; 0: never"""
     eval_questions: int = 500
-    """validation questions to score (drawn once, by the seed); 0: all"""
+    """validation questions to score (drawn once, the same for every run); 0: all"""
     test_questions: int = 2000
-    """test questions to score at the end, with and without adapter; 0: all"""
+    """test questions to score at the end, with and without adapter (drawn once, the same for every
+    run); 0: all"""
     eval_batch_size: int = 16
     """questions in one forward pass when scoring; it does not change the answers"""
     save_steps: int = 500

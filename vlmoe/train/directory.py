@@ -29,6 +29,7 @@ from vlmoe.train.card import model_card
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
 from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.loop import Run
+from vlmoe.train.questions import DRAW_SEED
 from vlmoe.train.router import write_router
 from vlmoe.train.tracking import draw_curves
 
@@ -207,7 +208,7 @@ def _scoring_settings(config: TrainConfig, scored: int) -> dict[str, Any]:
         "image_fit": config.image_fit,
         "quantize": config.quantize,
         "limit": scored if scored == config.test_questions else 0,
-        "seed": config.seed,
+        "seed": DRAW_SEED,
     }
 
 

@@ -24,7 +24,7 @@ from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.plan import plan, plan_of_shape
-from vlmoe.train.questions import check_pictures, scorable, trainable
+from vlmoe.train.questions import check_lengths, check_pictures, scorable, trainable
 from vlmoe.train.score import score_both, validator
 from vlmoe.train.stop import Stop
 
@@ -54,8 +54,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         setup.open_directory(config, accelerator, resume) as directory,
     ):
         data = locate_all(config.dataset)
-        validation = scorable(data, "validation", config.eval_questions, config.seed)
-        test = scorable(data, "test", config.test_questions, config.seed)
+        validation = scorable(data, "validation", config.eval_questions)
+        test = scorable(data, "test", config.test_questions)
         if test is None:
             raise UserError(
                 f"{config.dataset} has no split `test` with answers to score at the end"
@@ -71,6 +71,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         collator = setup.make_collator(base, config)
         examples, skipped = trainable(load_mixture(data, "train"), collator)
         check_pictures(accelerator, examples, validation, test)
+        check_lengths(collator, validation, test)
 
         torch.manual_seed(config.seed)
         with adapted(base, config) as model:

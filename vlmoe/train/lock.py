@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from vlmoe.errors import Busy
+from vlmoe.errors import Busy, UserError
 
 LOCK = ".lock"
 
@@ -26,6 +26,7 @@ class RunLock:
 
     Raises:
         Busy: another process has it.
+        UserError: the disk has no locks.
     """
 
     def __init__(self, directory: Path):
@@ -39,6 +40,12 @@ class RunLock:
                 f"{directory} is in use by {owner or 'another process'}: "
                 "wait for it, stop it, or choose another --output"
             ) from None
+        except OSError as error:
+            os.close(handle)
+            raise UserError(
+                f"{directory} lies on a disk that cannot lock files ({error.strerror}): choose "
+                "another --output"
+            ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._handle: int | None = handle

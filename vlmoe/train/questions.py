@@ -14,6 +14,8 @@ from vlmoe.data.mixture import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
 from vlmoe.train import ranks
 
+DRAW_SEED = 0
+
 
 def trainable(examples: Mixture, collator: Collator) -> tuple[Mixture, list[dict[str, str]]]:
     """Leave out questions without an answer, and those too long for the model.
@@ -47,13 +49,37 @@ def trainable(examples: Mixture, collator: Collator) -> tuple[Mixture, list[dict
     return chosen, skipped
 
 
-def scorable(data: Mapping[str, Path], split: str, count: int, seed: int) -> Mixture | None:
-    """``count`` labelled questions (0: all) of those datasets that have the split, if any."""
+def scorable(data: Mapping[str, Path], split: str, count: int) -> Mixture | None:
+    """``count`` labelled questions (0: all) of those datasets that have the split, if any.
+
+    The same ones whatever the seed of the run, so that runs can be compared question by question.
+    """
     if not any(split in read_manifest(folder)["splits"] for folder in data.values()):
         return None
     examples = load_mixture(data, split, everywhere=False)
     answered = [at for at, answer in enumerate(examples.answers) if answer != UNLABELLED]
-    return draw(examples.select(answered), count, seed) if answered else None
+    return draw(examples.select(answered), count, DRAW_SEED) if answered else None
+
+
+def check_lengths(collator: Collator, *parts: Mixture | None) -> None:
+    """What would only come to light while scoring, after hours of training.
+
+    Raises:
+        UserError: a question is too long for the model.
+    """
+    for part in filter(None, parts):
+        long = [
+            part.text(at).id
+            for at in range(len(part))
+            if collator.length(part.text(at), picture=part.image_key(at) is not None)
+            > collator.max_length
+        ]
+        if long:
+            raise UserError(
+                f"{len(long)} of {len(part)} questions to be scored have more tokens than the "
+                f"model takes ({collator.max_length}), such as {', '.join(long[:3])}: take them out of "
+                "the dataset, or shorten them"
+            )
 
 
 def check_pictures(accelerator: Accelerator, *parts: Mixture | None) -> None:
