@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from typing import Any
 import yaml
 
 from vlmoe.errors import UserError, run_command
-from vlmoe.study.plan import Cell, Study, presets, read_study
+from vlmoe.study.plan import Cell, Study
+from vlmoe.study.source import presets, read_study
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.seconds_per_step is not None and not 0 < args.seconds_per_step < math.inf:
         raise UserError(f"--seconds-per-step must be above 0, got {args.seconds_per_step:g}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a study's runs take one process each: start the command once for each device, with "
+            "CUDA_VISIBLE_DEVICES=N, and the runs are divided up"
+        )
     study = read_study(args.study, settings(args.set))
     folder = args.output or Path("runs") / Path(args.study).stem
     if args.dry_run:
@@ -79,7 +86,10 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--set takes KEY=VALUE, got {pair!r}")
-        found[key.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            found[key.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {pair}: {value!r} is not YAML; put it in quotes") from None
     return found
 
 

@@ -156,7 +156,7 @@ def test_without_markdown_there_is_one_page_and_a_word(finished, study_file, cap
 
 def test_another_study_is_refused_in_its_folder(finished, study_file):
     main = script("compare_optimizers").main
-    with pytest.raises(UserError, match="holds runs with other settings"):
+    with pytest.raises(UserError, match="was trained with other settings"):
         main([str(study_file), "--output", str(finished), "--set", "rank=3"])
 
 

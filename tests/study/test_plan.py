@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.study.fabricated import study
 from vlmoe.errors import UserError
-from vlmoe.study.plan import presets, read_study
+from vlmoe.files import write_text
+from vlmoe.study.source import presets, read_study
 from vlmoe.train.config import to_yaml
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
@@ -59,7 +61,7 @@ def test_rates_and_shared_rates_by_family_and_name():
 def test_pairs_differ_in_one_thing():
     contenders = {name: {"optim": name} for name in ("sgd", "rsgd", "gsgd", "grsgd", "adamw")}
     contenders["rsgd, one expert"] = {"optim": "rsgd", "experts": 1, "top_k": 1}
-    assert study(contenders=contenders).pairs() == [
+    assert study(contenders=contenders).pairs("all") == [
         ("sgd", "rsgd"), ("sgd", "gsgd"), ("rsgd", "grsgd"), ("rsgd", "rsgd, one expert"),
         ("gsgd", "grsgd")]  # fmt: skip
 
@@ -71,7 +73,12 @@ def test_pairs_differ_in_one_thing():
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"lr": None, "shared_lr": None}, "give lr"),
         ({"lr": {"adamw": [0.1]}}, "lr has nothing for rsgd"),
-        ({"lr": [0.1, -1]}, "must be above 0"),
+        ({"lr": [0.1, -1]}, "must be numbers above 0"),
+        ({"lr": []}, "must be numbers above 0"),
+        ({"lr": True}, "must be numbers above 0"),
+        ({"shared_lr": [0.1]}, "must be a number above 0"),
+        ({"seeds": [0, -1]}, "must not be negative"),
+        ({"conditions": {"a": {"dtype": "fp16"}, "b": {}}}, "fp16 is for all runs"),
         ({"settings": {"seed": 3}}, "seed is what the study sets"),
         ({"settings": {"expert": 3}}, "did you mean 'experts'"),
         ({"contenders": {"a b": {}, "a-b": {}}}, "no name of its own"),
@@ -104,6 +111,35 @@ def test_the_example_in_the_docs_is_sound(tmp_path):
     (tmp_path / "study.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     made = read_study(str(tmp_path / "study.yaml"))
     assert made.sweep(next(iter(made.conditions)), "grsgd")
+
+
+@pytest.mark.parametrize("given", ["0.1", "1e-1", "[1e-1]", "{sgd: 1e-1}"])
+def test_one_rate_is_a_list_of_one(tmp_path, given):
+    text = f"title: x\ncontenders: {{rsgd: {{}}, grsgd: {{optim: grsgd}}}}\nlr: {given}\n"
+    (tmp_path / "study.yaml").write_text(text)
+    assert read_study(str(tmp_path / "study.yaml")).rates("grsgd") == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("title: 3", "title must be text"),
+        ("contenders: {1: {rank: 1}, 2: {rank: 2}}", "1: names are text"),
+        ("contenders: {a: 1, b: {}}", "a: must be a mapping"),
+        ("paper: {accuracy: {all: 68}}", "paper, accuracy: must be"),
+    ],
+)
+def test_a_file_of_another_shape(tmp_path, text, fault):
+    values = {"title": "x", "contenders": {"a": {}, "b": {"rank": 2}}, "lr": 0.1}
+    write_text(tmp_path / "study.yaml", yaml.safe_dump({**values, **yaml.safe_load(text)}))
+    with pytest.raises(UserError, match=fault):
+        read_study(str(tmp_path / "study.yaml"))
+
+
+def test_an_empty_key_is_none(tmp_path):
+    text = "title: x\nnote:\nconditions:\ncontenders: {a: {}, b: {rank: 2}}\nlr: 0.1\n"
+    (tmp_path / "study.yaml").write_text(text)
+    assert read_study(str(tmp_path / "study.yaml")).note == ""
 
 
 def test_no_conditions_are_one():

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from vlmoe.train.clock import Clock
+from vlmoe.train.clock import Clock, peak_mib
+
+
+def test_memory_is_that_of_the_run_and_not_of_one_before():
+    size = 2**28
+    held = bytearray(b"1") * size
+    with_it = peak_mib(torch.device("cpu"))
+    del held
+    after = Clock(torch.device("cpu")).read(world=1)["memory_mib"]
+    assert with_it - after > 0.9 * size / 2**20
 
 
 def test_questions_that_share_a_row_count_each(monkeypatch):

@@ -80,13 +80,28 @@ def test_weights_and_randomness_are_as_before(settings, optim):
 @pytest.mark.parametrize("count", [1, 6, 1000])
 def test_questions_that_are_looked_at_are_not_trained_on(dataset_directory, count):  # noqa: F811
     examples = load_mixture(locate_all(str(dataset_directory)), "train")
-    trained, held = (
-        {part.text(at).id for at in range(len(part))} for part in _apart(examples, count)
-    )
+    parts = _apart(examples, count)
+    trained, held = ({part.text(at).id for at in range(len(part))} for part in parts)
+    pictures = [set(part.image_keys) for part in parts]
+    assert not pictures[0] & pictures[1]
     assert held
     assert not trained & held
     assert len(trained) + len(held) == len(examples)
-    assert len(held) <= math.ceil(len(examples) / 4)
+    assert len(pictures[1]) <= math.ceil(len(pictures[0] | pictures[1]) / 4)
+
+
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_questions_without_enough_pictures_are_parted_one_by_one(
+    dataset_directory,  # noqa: F811
+    pictures,
+    monkeypatch,
+):
+    examples = load_mixture(locate_all(str(dataset_directory)), "train")
+    keys = [("a", "one") if pictures else None] * len(examples)
+    monkeypatch.setattr(type(examples), "image_keys", keys)
+    trained, held = _apart(examples, 1000)
+    assert len(held) == len(examples) // 4
+    assert len(trained) + len(held) == len(examples)
 
 
 def test_the_run_goes_on_with_the_suggestion(settings, tmp_path):

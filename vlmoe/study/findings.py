@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 
 from vlmoe.errors import UserError
 from vlmoe.study.plan import Study
-from vlmoe.study.results import Result, best_rate, read
+from vlmoe.study.results import Result, best_rate, check_settings, read
 from vlmoe.study.statistics import Estimate, differences, estimate, flip_test
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """The runs of one contender at one learning rate, one for each seed.
 
@@ -86,8 +86,11 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.estimate.low > 0 or self.estimate.high < 0
+        """Whether the interval leaves out zero, and chance would not do as much to these runs.
+
+        The interval is too narrow where few questions changed; the test is exact there.
+        """
+        return (self.estimate.low > 0 or self.estimate.high < 0) and self.p < 0.05
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def find(study: Study, folder: Path) -> Findings:
     """Read a study's folder as far as its runs are there.
 
     Raises:
-        UserError: a file of a run is damaged.
+        UserError: a file of a run is damaged, or a run was trained with other settings.
     """
     tuned: dict[str, dict[str, Row]] = {}
     shared: dict[str, dict[str, Row]] = {}
@@ -130,21 +133,25 @@ def find(study: Study, folder: Path) -> Findings:
     for condition in study.conditions:
         tuned[condition], sweeps[condition] = {}, {}
         for name in study.contenders:
-            runs = read(study, folder, study.sweep(condition, name))
+            runs = read(folder, study.sweep(condition, name))
             if not runs:
                 continue
             sweeps[condition][name] = runs
             rate = best_rate(runs)
             if rate is not None:
                 cells = study.at(condition, name, rate)
-                tuned[condition][name] = Row(name, rate, read(study, folder, cells))
+                tuned[condition][name] = Row(name, rate, read(folder, cells))
         shared[condition] = {
-            name: Row(name, cells[0].lr, read(study, folder, cells))
+            name: Row(name, cells[0].lr, read(folder, cells))
             for name, cells in study.shared(condition).items()
         }
-    return Findings(study, tuned, shared, sweeps)
+    found = Findings(study, tuned, shared, sweeps)
+    for result in found.results():
+        check_settings(study, folder, result.cell)
+    return found
 
 
+@cache
 def difference(first: Row, second: Row) -> Difference | None:
     """How the rows differ; None unless both are complete."""
     if not (first.complete and second.complete):

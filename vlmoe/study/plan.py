@@ -16,19 +16,16 @@ paper        setting, and accuracy: condition -> contender -> the paper's figure
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmoe.choices import OPTIMIZERS
 from vlmoe.errors import UserError
-from vlmoe.train.config import TrainConfig, build, read_yaml
+from vlmoe.train.config import TrainConfig, build
 
-PRESETS = Path(__file__).parent / "presets"
-STUDY_FILE = "study.yaml"
 CELLS = "cells"
 ANYWHERE = "all"  # the one condition of a study that names none
 
@@ -116,7 +113,7 @@ class Study:
             rate = self._of(name, self.shared_lr)
             if rate is not None:
                 rows[name] = self.at(condition, name, float(rate))
-                for what, power in self._controls(name):
+                for what, power, _ in self.controls(condition, name):
                     # Rounded, so that it meets a rate of the sweep where it should.
                     longer = float(f"{float(rate) * self.top_k(condition, name) ** power:.6g}")
                     rows[control(name, what)] = self.at(condition, name, longer)
@@ -124,15 +121,19 @@ class Study:
 
     def rates(self, contender: str) -> list[float]:
         """Learning rates to try, ascending; none if the study has no sweep."""
-        return sorted(float(rate) for rate in self._of(contender, self.lr) or ())
+        return sorted(float(rate) for rate in _listed(self._of(contender, self.lr)))
+
+    def datasets(self) -> list[str]:
+        """What the runs train on, each once."""
+        return list(dict.fromkeys(config.dataset for config in self._configs()))
 
     def top_k(self, condition: str, contender: str) -> int:
         """Experts in use for each token."""
         return build(self._merged(condition, contender)).top_k
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self, condition: str) -> list[tuple[str, str]]:
         """Contenders that differ in one thing: the preconditioner, or what becomes of the gates."""
-        traits = {name: self._traits(name) for name in self.contenders}
+        traits = {name: self._traits(condition, name) for name in self.contenders}
         names = list(self.contenders)
         return [
             (one, other)
@@ -144,11 +145,28 @@ class Study:
 
     def family(self, contender: str) -> str:
         """``sgd`` or ``adamw``."""
-        return self._traits(contender)[0]
+        return self._traits(next(iter(self.conditions)), contender)[0]
 
-    def _traits(self, contender: str) -> tuple[str, bool, str, str]:
+    def controls(self, condition: str, name: str) -> list[tuple[str, float, str]]:
+        """Higher rates at which a contender's steps are as long as a rival's.
+
+        Returns:
+            What the rate is multiplied by, in words; the power of top_k that it is; the rival.
+        """
+        family, riemannian, rescale, others = self._traits(condition, name)
+        if family != "sgd" or rescale != "none":
+            return []
+        longer = (("sqrt", "sqrt(k)", 0.5), ("exact", "k", 1.0))
+        return [
+            (what, power, rival)
+            for rescale, what, power in longer
+            for rival in self.contenders
+            if self._traits(condition, rival) == (family, riemannian, rescale, others)
+        ]
+
+    def _traits(self, condition: str, contender: str) -> tuple[str, bool, str, str]:
         """Family, preconditioner, gate rescaling, and all its other settings."""
-        config = build(self._merged(next(iter(self.conditions)), contender))
+        config = build(self._merged(condition, contender))
         recipe = OPTIMIZERS[config.optim]
         others = {
             key: value
@@ -157,18 +175,11 @@ class Study:
         }
         return recipe.family, recipe.riemannian, config.rescale, repr(sorted(others.items()))
 
-    def _controls(self, name: str) -> list[tuple[str, float]]:
-        """Names and powers of top_k by which a contender's rate is raised to match its rivals'."""
-        family, riemannian, rescale, others = self._traits(name)
-        if family != "sgd" or rescale != "none":
-            return []
-        present = [self._traits(rival) for rival in self.contenders]
-        rivals = (("sqrt", "sqrt(k)", 0.5), ("exact", "k", 1.0))
-        return [
-            (what, power)
-            for rescale, what, power in rivals
-            if (family, riemannian, rescale, others) in present
-        ]
+    def _configs(self) -> Iterator[TrainConfig]:
+        """The settings of every contender in every condition, but for rate and seed."""
+        for condition in self.conditions:
+            for contender in self.contenders:
+                yield build(self._merged(condition, contender))
 
     def _merged(self, condition: str, contender: str) -> dict[str, Any]:
         return {**self.settings, **self.conditions[condition], **self.contenders[contender]}
@@ -185,70 +196,11 @@ def control(name: str, what: str) -> str:
     return f"{name}, lr x {what}"
 
 
-def read_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
-    """A study from a preset's name or the path of a YAML file.
-
-    Args:
-        source: one of ``presets()``, or a path.
-        changes: settings that win over the file's `settings`.
-
-    Raises:
-        UserError: there is no such study, or it is faulty; lists every fault. Also where a
-            contender or condition has its own value of what is to change.
-    """
-    preset = PRESETS / f"{source}.yaml"
-    if not preset.is_file() and not Path(source).is_file():
-        raise UserError(
-            f"no study {source!r}: give a YAML file or one of the presets {', '.join(presets())}"
-        )
-    values = read_yaml(preset if preset.is_file() else Path(source))
-    known = {field.name for field in dataclasses.fields(Study)}
-    faults = [f"{source}: unknown key {key!r}" for key in values if key not in known]
-    faults += [
-        f"{source}: {key} is missing" for key in ("title", "contenders") if key not in values
-    ]
-    for key in ("contenders", "conditions", "settings", "paper"):
-        value = values.get(key, {})
-        if not isinstance(value, dict):
-            faults.append(f"{source}: {key} must be a mapping, got {value!r}")
-        elif key in ("contenders", "conditions"):
-            faults += [
-                f"{source}: {key}, {name}: must be a mapping of settings, got {part!r}"
-                for name, part in value.items()
-                if not isinstance(part, dict)
-            ]
-    faults += [
-        f"{source}: {key} cannot be set from outside: {', '.join(own)} has its own; edit a copy"
-        for key in changes or {}
-        if (own := [name for name, part in _parts(values) if key in part])
-    ]
-    for key in ("seeds", "tune_seeds"):
-        value = values.get(key, [0])
-        if not isinstance(value, list) or not all(type(seed) is int for seed in value):
-            faults.append(f"{source}: {key} must be a list of whole numbers, got {value!r}")
-    if faults:
-        raise UserError(faults)
-    values["settings"] = {**values.get("settings", {}), **(changes or {})}
-    return Study(**values)
-
-
-def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Contenders and conditions as a file has them, sound or not."""
-    for key in ("contenders", "conditions"):
-        parts = values.get(key)
-        for name, part in parts.items() if isinstance(parts, dict) else ():
-            if isinstance(part, dict):
-                yield name, part
-
-
-def presets() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
 def _faults(study: Study) -> Iterator[str]:
     if len(study.contenders) < 2:
         yield "a study compares at least two contenders"
+    if min((*study.seeds, *study.tune_seeds), default=0) < 0:
+        yield "seeds must not be negative"
     if len(set(study.seeds)) < len(study.seeds) or not study.seeds:
         yield f"seeds must be different numbers, got {list(study.seeds)}"
     if study.lr is None and study.shared_lr is None:
@@ -276,21 +228,31 @@ def _faults(study: Study) -> Iterator[str]:
             if study.lr is not None and not config.eval_steps:
                 yield f"{contender}, {condition}: eval_steps 0 leaves no validation to choose lr by"
                 return
+    dtypes = {config.dtype for config in study._configs()}
+    if "fp16" in dtypes and len(dtypes) > 1:
+        yield "fp16 is for all runs of a study or for none: accelerate takes one way for a process"
     for contender in study.contenders:
         for what, value in (("lr", study.lr), ("shared_lr", study.shared_lr)):
-            found = study._of(contender, value)
-            rates = found if isinstance(found, list) and what == "lr" else [found]
             if value is None:
                 continue
+            found = study._of(contender, value)
             if found is None:
                 yield f"{what} has nothing for {contender} (family {study.family(contender)})"
-            elif not all(_positive(rate) for rate in rates):
-                yield f"{what} of {contender} must be above 0, got {found!r}"
+            elif what == "shared_lr" and not _positive(found):
+                yield f"shared_lr of {contender} must be a number above 0, got {found!r}"
+            elif not (rates := _listed(found)) or not all(map(_positive, rates)):
+                yield f"{what} of {contender} must be numbers above 0, got {found!r}"
+
+
+def _listed(rates: Any) -> Sequence[Any]:
+    """A single rate is a list of one."""
+    return () if rates is None else rates if isinstance(rates, list) else [rates]
 
 
 def _positive(rate: Any) -> bool:
+    """YAML takes 3e-5 for text."""
     try:
-        return 0 < float(rate) < math.inf
+        return not isinstance(rate, bool) and 0 < float(rate) < math.inf
     except (TypeError, ValueError):
         return False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vlmoe.files import write_text
+from vlmoe.files import write_text, writing
 from vlmoe.study.findings import Findings, Row
 from vlmoe.study.pictures import draw
 from vlmoe.study.plan import ANYWHERE, CELLS, Study
@@ -40,7 +40,8 @@ def write_page(findings: Findings, folder: Path, command: str) -> list[Path]:
     """
     text = page(findings, folder, command)
     source = folder / PAGE
-    write_text(source, text)
+    with writing(str(source)):
+        write_text(source, text)
     try:
         import markdown  # an extra, and only this needs it
     except ImportError:
@@ -96,10 +97,10 @@ def _condition(findings: Findings, condition: str, folder: Path) -> list[str]:
                 f"The best rate of {', '.join(edges)} is the lowest or highest that was tried and "
                 "did not diverge: others might be better still."
             )
-        parts.append(_differences(findings, tuned))
+        parts.append(_differences(findings, condition, tuned))
     if shared:
         parts += [f"{level} At the shared learning rate", _rows(findings, condition, shared)]
-        parts.append(_differences(findings, shared))
+        parts.append(_differences(findings, condition, shared))
     parts += [
         f"*{caption}*\n\n![{caption}]({PICTURES}/{file})"
         for caption, file in draw(findings, condition, folder / PICTURES)
@@ -142,7 +143,7 @@ def _rows(findings: Findings, condition: str, rows: dict[str, Row]) -> str:
     return table([heads, *lines])
 
 
-def _differences(findings: Findings, rows: dict[str, Row]) -> str:
+def _differences(findings: Findings, condition: str, rows: dict[str, Row]) -> str:
     lines = [
         [
             f"{found.second} - {found.first}",
@@ -151,7 +152,7 @@ def _differences(findings: Findings, rows: dict[str, Row]) -> str:
             "yes" if found.shown else "no",
             f"{found.p:.4f}",
         ]
-        for found in compared(findings, rows)
+        for found in compared(findings, condition, rows)
     ]
     if not lines:
         return ""
@@ -160,7 +161,8 @@ def _differences(findings: Findings, rows: dict[str, Row]) -> str:
         table([heads, *lines])
         + "\n\nThe interval is over seeds and questions. The p value, of a sign-flip test on the "
         "same questions, takes the runs as they are: a small one says that these adapters differ, "
-        "not that the next seeds' will."
+        "not that the next seeds' will. More than noise is what both say at 95%, for each line by "
+        "itself: of many lines of equals, one in twenty or so would say yes."
     )
 
 

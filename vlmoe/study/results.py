@@ -5,42 +5,69 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from vlmoe.errors import UserError
 from vlmoe.evaluate.compare import read_predictions
-from vlmoe.files import write_json
+from vlmoe.files import write_json, writing
 from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.train.config import CONFIG_FILE, HARMLESS, build, read_yaml
 
 DIVERGED = "diverged.json"
+METRICS = "metrics.json"
+# Of what a resumed run may change, the numbers of questions change what is compared.
+ALTERS_NOTHING = HARMLESS - {"eval_questions", "test_questions"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run.
+    """One run; its files are read when they are asked for.
 
     Attributes:
         cell: which.
         folder: its directory.
         state: ``done``, ``diverged``, ``unfinished`` or ``not begun``.
-        reason: why it diverged.
-        metrics: its ``metrics.json``, if it is done.
-        correct: by question, whether the answer was right, likewise.
-        log: the rows of its ``log.jsonl``.
-        router: its ``router.json``, if there is one.
     """
 
     cell: Cell
     folder: Path
     state: str
-    reason: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    correct: dict[str, bool] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    router: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def reason(self) -> str:
+        """Why it diverged."""
+        return _json(self.folder / DIVERGED).get("reason", "")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Its ``metrics.json``, if it is done."""
+        metrics = _json(self.folder / METRICS)
+        if metrics and not math.isfinite(metrics.get("accuracy", math.nan)):
+            raise UserError(f"{self.folder / METRICS} holds no accuracy; delete the run and go on")
+        return metrics
+
+    @cached_property
+    def correct(self) -> dict[str, bool]:
+        """By question, whether the answer was right, if it is done."""
+        return {
+            name: bool(row["correct"])
+            for name, row in read_predictions(self.folder).items()
+            if row["correct"] is not None
+        }
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The rows of its ``log.jsonl``."""
+        return _rows(self.folder / "log.jsonl")
+
+    @cached_property
+    def router(self) -> dict[str, Any]:
+        """Its ``router.json``, if there is one."""
+        return _json(self.folder / "router.json")
 
     @property
     def done(self) -> bool:
@@ -53,7 +80,7 @@ class Result:
 
     @property
     def validation(self) -> float | None:
-        """Accuracy on the validation split after the last step."""
+        """Accuracy in the last validation, after the last step unless a picture failed."""
         found = [row["validation_accuracy"] for row in self.log if "validation_accuracy" in row]
         return found[-1] if found else None
 
@@ -67,19 +94,38 @@ class Result:
         return batch_size / median(speeds) if speeds else None
 
 
-def read(study: Study, folder: Path, cells: Sequence[Cell]) -> list[Result]:
-    """The results of some runs, as far as they are there.
+def read(folder: Path, cells: Sequence[Cell]) -> list[Result]:
+    """The results of some runs, as far as they are there."""
+    return [_read(folder / CELLS / cell.name, cell) for cell in cells]
+
+
+def check_settings(study: Study, folder: Path, cell: Cell) -> None:
+    """See that a run that is there is the one that the study asks for.
 
     Raises:
-        UserError: a file of a finished run is damaged.
+        UserError: it was trained with other settings.
     """
-    return [_read(folder / CELLS / cell.name, cell) for cell in cells]
+    run = folder / CELLS / cell.name
+    if not (run / CONFIG_FILE).is_file():
+        return
+    there, asked = asdict(build(read_yaml(run / CONFIG_FILE))), asdict(study.config(cell, folder))
+    changed = [
+        f"{key} was {there[key]!r}, now {value!r}"
+        for key, value in asked.items()
+        if key not in ALTERS_NOTHING and there[key] != value
+    ]
+    if changed:
+        raise UserError(
+            f"{run} was trained with other settings ({'; '.join(changed)}): delete it, or choose "
+            "another --output"
+        )
 
 
 def mark_diverged(run: Path, reason: str) -> None:
     """Note that a run diverged, so that it is shown as such and not begun again."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / DIVERGED, {"reason": reason})
+    with writing(str(run / DIVERGED)):
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / DIVERGED, {"reason": reason})
 
 
 def best_rate(results: Sequence[Result]) -> float | None:
@@ -103,23 +149,10 @@ def best_rate(results: Sequence[Result]) -> float | None:
 
 
 def _read(run: Path, cell: Cell) -> Result:
-    log = _rows(run / "log.jsonl")
-    router = _json(run / "router.json")
-    if (run / DIVERGED).is_file():
-        reason = _json(run / DIVERGED).get("reason", "")
-        return Result(cell, run, "diverged", reason=reason, log=log, router=router)
-    metrics = _json(run / "metrics.json")
-    if not metrics:
-        state = "unfinished" if run.is_dir() else "not begun"
-        return Result(cell, run, state, log=log, router=router)
-    if not math.isfinite(metrics.get("accuracy", math.nan)):
-        raise UserError(f"{run / 'metrics.json'} holds no accuracy")
-    correct = {
-        name: bool(row["correct"])
-        for name, row in read_predictions(run).items()
-        if row["correct"] is not None
-    }
-    return Result(cell, run, "done", metrics=metrics, correct=correct, log=log, router=router)
+    for file, state in ((DIVERGED, "diverged"), (METRICS, "done"), ("", "unfinished")):
+        if (run / file).exists():
+            return Result(cell, run, state)
+    return Result(cell, run, "not begun")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -133,7 +166,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; of a run that goes on, the last may be half written."""
+    """The whole lines of a log; of a run that goes on, some may be half written."""
     if not file.is_file():
         return []
     rows = []

@@ -14,59 +14,45 @@ import yaml
 from vlmoe.data.dataset import read_manifest
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import Busy, Diverged, UserError
-from vlmoe.files import write_text
-from vlmoe.study.plan import CELLS, STUDY_FILE, Cell, Study
-from vlmoe.study.results import best_rate, mark_diverged, read
-from vlmoe.train.config import build, read_yaml
+from vlmoe.files import write_text, writing
+from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.study.results import best_rate, check_settings, mark_diverged, read
 from vlmoe.train.lock import RunLock
 
+ASKED = "asked.yaml"
 CLAIMS = "claims"
 FINAL = ("done", "diverged")
 POLL = 5.0  # seconds between looks at runs of other processes
 
 
 def begin(study: Study, folder: Path) -> None:
-    """Make a study's folder, or go on with the one that is there.
+    """Make a study's folder, or go on with the one that is there; ``asked.yaml`` tells of what.
 
-    Seeds, rates, contenders and conditions may be other ones than before: the runs that are there
-    stay what they are. What a run with the same name would be must not change.
-
-    Raises:
-        UserError: the folder holds runs with other settings.
+    It may hold another study, or this one with other seeds, rates or contenders: runs that are
+    asked for again are looked at when their turn comes.
     """
-    file = folder / STUDY_FILE
-    asked = json.loads(json.dumps(asdict(study)))
-    folder.mkdir(parents=True, exist_ok=True)
-    there = read_yaml(file) if file.is_file() else asked
-    changed = ["settings"] if there["settings"] != asked["settings"] else []
-    changed += [
-        f"{key[:-1]} {name}"
-        for key in ("contenders", "conditions")
-        for name, settings in there[key].items()
-        if asked[key].get(name, settings) != settings
-    ]
-    if changed:
-        raise UserError(
-            f"{folder} holds runs with other settings ({', '.join(changed)}; {file} tells them): "
-            "choose another --output"
-        )
-    write_text(file, yaml.safe_dump(asked, sort_keys=False))
+    with writing(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = json.loads(json.dumps(asdict(study)))
+        write_text(folder / ASKED, yaml.safe_dump(asked, sort_keys=False))
 
 
 def check_data(study: Study) -> None:
     """Look for what the runs will need, before hours are spent.
 
     Raises:
-        UserError: a dataset is not there, or rates are to be chosen and it has no validation split.
+        UserError: a dataset is not there or has no test split; or rates are to be chosen, and it
+            has no validation split.
     """
-    for condition in study.conditions:
-        dataset = build({**study.settings, **study.conditions[condition]}).dataset
+    needed = {"test"} | ({"validation"} if study.lr is not None else set())
+    for dataset in study.datasets():
         folders = locate_all(dataset).values()
         splits = {split for folder in folders for split in read_manifest(folder)["splits"]}
-        if study.lr is not None and "validation" not in splits:
+        if lacking := sorted(needed - splits):
             raise UserError(
-                f"{dataset} has no split `validation` to choose learning rates by: prepare it with "
-                "one (data_prep/vmcbench.py --protocol split), or leave `lr` out of the study"
+                f"{dataset} has no split {' and '.join(lacking)}: test is what runs are scored on, "
+                "validation what learning rates are chosen by (data_prep/vmcbench.py has "
+                "--protocol split; or leave `lr` out of the study)"
             )
 
 
@@ -81,7 +67,7 @@ def wanted(study: Study, folder: Path) -> Iterator[Cell]:
         for contender in study.contenders:
             sweep = study.sweep(condition, contender)
             groups.append(sweep)
-            rate = best_rate(read(study, folder, sweep)) if sweep else None
+            rate = best_rate(read(folder, sweep)) if sweep else None
             if rate is not None:
                 groups.append(study.at(condition, contender, rate))
         for cells in groups:
@@ -95,8 +81,9 @@ def wanted(study: Study, folder: Path) -> Iterator[Cell]:
 def claimed(folder: Path, cell: Cell) -> Iterator[None]:
     """A block in which no other process has the run. Raises ``Busy`` if one has."""
     place = folder / CLAIMS / cell.name
-    place.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(place)
+    with writing(str(place)):
+        place.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(place)
     try:
         yield
     finally:
@@ -119,28 +106,43 @@ def run(
         train: trains one run, or goes on with it; ``Diverged`` is what it raises where that has
             no sense.
         report: told what is going on.
+
+    Raises:
+        UserError: some runs failed (all others are finished first), or are there with other
+            settings.
     """
+    failed: dict[Cell, UserError] = {}
+    known: set[Cell] = set()
     while True:
-        open_cells = [
-            result.cell
-            for result in read(study, folder, list(wanted(study, folder)))
-            if result.state not in FINAL
-        ]
+        asked = [cell for cell in wanted(study, folder) if cell not in failed]
+        for cell in asked:
+            if cell not in known:
+                check_settings(study, folder, cell)
+                known.add(cell)
+        open_cells = [result.cell for result in read(folder, asked) if result.state not in FINAL]
         if not open_cells:
-            return
+            break
         trained = False
         for number, cell in enumerate(open_cells, start=1):
             try:
                 with claimed(folder, cell):
-                    if read(study, folder, [cell])[0].state in FINAL:
+                    if read(folder, [cell])[0].state in FINAL:
                         continue
                     report(f"\n{cell.name} ({number} of {len(open_cells)} known to be left)")
-                    train(cell)
+                    try:
+                        train(cell)
+                    except Diverged as error:
+                        mark_diverged(folder / CELLS / cell.name, str(error))
+                        report(f"diverged: {error}")
             except Busy:
                 continue
-            except Diverged as error:
-                mark_diverged(folder / CELLS / cell.name, str(error))
-                report(f"diverged: {error}")
+            except UserError as error:
+                report(f"failed: {error}")
+                failed[cell] = error
             trained = True
         if not trained:
             time.sleep(POLL)
+    if failed:
+        raise UserError(
+            [f"{cell.name}: {fault}" for cell, error in failed.items() for fault in error.faults]
+        )

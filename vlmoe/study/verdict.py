@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmoe.study.findings import Difference, Findings, Row, difference, winner
-from vlmoe.study.plan import ANYWHERE
+from vlmoe.study.plan import ANYWHERE, control
 
 
 def verdict(findings: Findings) -> list[str]:
@@ -18,9 +18,10 @@ def verdict(findings: Findings) -> list[str]:
             ("At the shared learning rate", findings.shared[condition]),
             ("Each at its own best learning rate", findings.tuned[condition]),
         ):
-            said += [f"{where}{title}: {sentence}" for sentence in _of_pairs(findings, rows)]
-        said += [f"{where}{sentence}" for sentence in _of_the_best(findings.tuned[condition])]
-        said += [f"{where}{sentence}" for sentence in _of_what_lacks(findings, condition)]
+            differences = compared(findings, condition, rows)
+            said += [f"{where}{title}: {sentence(found)}." for found in differences]
+        said += [f"{where}{words}" for words in _of_the_best(findings, condition)]
+        said += [f"{where}{words}" for words in _of_what_lacks(findings, condition)]
     if len(study.seeds) < 2:
         said.append(
             "There is one seed: every interval is about questions alone, and says nothing of what "
@@ -41,21 +42,20 @@ def sentence(found: Difference) -> str:
     return f"{found.second} is {verb} {found.first} ({numbers})"
 
 
-def compared(findings: Findings, rows: dict[str, Row]) -> Iterator[Difference]:
+def compared(findings: Findings, condition: str, rows: dict[str, Row]) -> Iterator[Difference]:
     """The differences that a study is about: contenders alike but for one thing, and controls."""
-    for first, second in findings.study.pairs():
-        names = [name for name in rows if name == first or name.startswith(f"{first}, lr x ")]
-        for name in names:
-            if second in rows and (found := difference(rows[name], rows[second])):
-                yield found
+    study = findings.study
+    pairs = study.pairs(condition)
+    for name in study.contenders:
+        controls = study.controls(condition, name)
+        pairs += [(control(name, what), rival) for what, _, rival in controls]
+    for first, second in pairs:
+        if first in rows and second in rows and (found := difference(rows[first], rows[second])):
+            yield found
 
 
-def _of_pairs(findings: Findings, rows: dict[str, Row]) -> Iterator[str]:
-    for found in compared(findings, rows):
-        yield f"{sentence(found)}."
-
-
-def _of_the_best(rows: dict[str, Row]) -> Iterator[str]:
+def _of_the_best(findings: Findings, condition: str) -> Iterator[str]:
+    rows = findings.tuned[condition]
     best = winner(rows)
     if best is None or sum(row.complete for row in rows.values()) < 2:
         return
@@ -65,15 +65,18 @@ def _of_the_best(rows: dict[str, Row]) -> Iterator[str]:
         if row is not best and (found := difference(row, best)):
             (beaten if found.shown else level).append(row.name)
     text = (
-        f"Of all, each at its own best learning rate, {best.name} has the highest accuracy, "
-        f"{100 * best.accuracy.mean:.1f}%"
+        f"Of the {len(beaten) + len(level) + 1} that are finished (of "
+        f"{len(findings.study.contenders)}), each at its own best learning rate, {best.name} has "
+        f"the highest accuracy, {100 * best.accuracy.mean:.1f}%"
     )
     if beaten:
-        text += f"; more than noise ahead of {_listed(beaten)}"
+        text += f"; one by one it is ahead of {_listed(beaten)}"
     if level:
         text += f"; not shown to be better than {_listed(level)}"
     yield (
-        f"{text}. (The highest of {len(rows)} is picked after the fact, which favours it a little.)"
+        f"{text}. (It was picked as the highest after the fact. Even among equals the highest "
+        "looks ahead of some other one now and then, the oftener the more they are: such a lead "
+        "alone needs new seeds.)"
     )
 
 
@@ -101,10 +104,11 @@ def edge_rates(findings: Findings, condition: str) -> list[str]:
     found = []
     for name, row in findings.tuned[condition].items():
         runs = findings.sweeps[condition][name]
-        rates = sorted({run.cell.lr for run in runs if run.done})
-        diverged = [run.cell.lr for run in runs if run.state == "diverged"]
-        highest = row.lr == rates[-1] and not any(lr > row.lr for lr in diverged)
-        if len(rates) > 1 and (row.lr == rates[0] or highest):
+        tried = sorted({run.cell.lr for run in runs})
+        diverged = {run.cell.lr for run in runs if run.state == "diverged"}
+        # Where the next higher rate diverged, there is nothing to be had beyond.
+        highest = row.lr == max(tried)
+        if len(tried) > 1 and (row.lr == min(tried) or (highest and not diverged)):
             found.append(name)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 
 from vlmoe.data.collator import Collator
-from vlmoe.data.mixture import Mixture
+from vlmoe.data.mixture import Mixture, picture_keys
 from vlmoe.errors import Diverged, UserError
 from vlmoe.figure import write_png
 from vlmoe.files import write_json
@@ -103,6 +104,7 @@ def find_lr(
                 for group in run.optimizer.param_groups
             ],
         )
+        scale = accelerator.scaler and accelerator.scaler.state_dict()
         watch = _Watch(run, held)
         with suppress(Diverged):  # found: there is no going higher
             train(run, seen, validate=watch.look, stop=watch)
@@ -110,7 +112,12 @@ def find_lr(
         for parameter, value in zip(trained, kept, strict=True):
             parameter.copy_(value)
     model.zero_grad()
-    rates = [low * ratio**step for step in range(len(watch.losses))]
+    # The run to come starts with nothing of this one's: neither its moments nor its loss scale.
+    accelerator.free_memory()
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(scale)
+    # A step that the loss scale skips leaves the rate where it was.
+    rates = [low * ratio ** max(0, steps - 1) for steps in watch.steps]
     lr, reason = suggest(rates, watch.losses)
     return Found(lr, reason, rates, watch.losses)
 
@@ -160,11 +167,12 @@ def write_found(found: Found, config: TrainConfig, folder: Path) -> None:
 
 
 class _Watch(Stop):
-    """Takes the loss after each step, and ends the test when it is too high."""
+    """Takes the loss after each step, until it is too high, and how many steps were taken."""
 
     def __init__(self, run: Run, held: Mixture):
         super().__init__()
         self.losses: list[float] = []
+        self.steps: list[int] = []
         self._run = run
         whole = StepOrder(len(held), len(held), seed=0)
         accum = math.ceil(len(held) / DEFAULT_PIECE)
@@ -182,12 +190,23 @@ class _Watch(Stop):
     def look(self, step: int) -> None:
         model = self._run.model.eval()
         answers = sum(part["labels"].numel() for part in self._parts)
+        self.steps.append(self._run.schedule.last_epoch)
         self.losses.append(sum(float(answer_loss(model, part)) for part in self._parts) / answers)
 
 
 def _apart(examples: Mixture, count: int) -> tuple[Mixture, Mixture]:
-    """All but about ``count`` questions, and those; a quarter at most is taken out."""
-    every = max(4, len(examples) // count)
-    held = set(range(0, len(examples), every))
-    rest = [at for at in range(len(examples)) if at not in held]
-    return examples.select(rest), examples.select(sorted(held))
+    """All but about ``count`` questions, and those; a quarter of the pictures at most is taken out.
+
+    Whole pictures are drawn: what is asked about one differs by its place in the data, and a
+    question whose picture was trained on is no longer a new one.
+    """
+    keys = [at if key is None else key for at, key in enumerate(picture_keys(examples))]
+    if len(set(keys)) < 4:
+        keys = [*range(len(examples))]
+    pictures = list(dict.fromkeys(keys))
+    share = min(0.25, count / len(examples))
+    drawn = random.Random(0).sample(pictures, max(1, int(share * len(pictures))))
+    chosen = set(drawn)
+    held = [at for at, key in enumerate(keys) if key in chosen]
+    rest = [at for at, key in enumerate(keys) if key not in chosen]
+    return examples.select(rest), examples.select(held)

@@ -77,8 +77,8 @@ def check_lengths(collator: Collator, *parts: Mixture | None) -> None:
         if long:
             raise UserError(
                 f"{len(long)} of {len(part)} questions to be scored have more tokens than the "
-                f"model takes ({collator.max_length}), such as {', '.join(long[:3])}: take them out of "
-                "the dataset, or shorten them"
+                f"model takes ({collator.max_length}), such as {', '.join(long[:3])}: take them "
+                "out of the dataset, or shorten them"
             )
 
 
