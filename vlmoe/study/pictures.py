@@ -53,7 +53,7 @@ def draw(findings: Findings, condition: str, folder: Path) -> list[tuple[str, st
 def _rates(figure: Any, sweeps: Mapping[str, Sequence[Result]]) -> None:
     axes = figure.subplots()
     for at, (name, runs) in enumerate(sweeps.items()):
-        colour = f"C{at % 10}"
+        look = _look(at)
         points = []
         for rate in sorted({run.cell.lr for run in runs}):
             here = [run for run in runs if run.cell.lr == rate]
@@ -62,28 +62,33 @@ def _rates(figure: Any, sweeps: Mapping[str, Sequence[Result]]) -> None:
             if values:
                 points.append((rate, fmean(values)))
             if any(run.state == "diverged" for run in here):
-                axes.plot([rate], [0.02 + 0.015 * at], "x", color=colour)
+                axes.plot([rate], [0.02 + 0.015 * at], "x", color=look["color"])
         if points:
-            axes.plot(*zip(*points, strict=True), _marker(at), color=colour, label=name)
+            axes.plot(*zip(*points, strict=True), **look, label=name)
     axes.set(xscale="log", ylim=(0, 1), xlabel="learning rate of the experts",
              ylabel="validation accuracy")  # fmt: skip
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
 
 
 def _curves(figure: Any, rows: Mapping[str, Row]) -> None:
     loss, accuracy = figure.subplots(1, 2)
+    top = 0.0
     for at, (name, row) in enumerate(rows.items()):
+        look = _look(at)
         for axes, what, weight in ((loss, "loss", 0.8), (accuracy, "validation_accuracy", 0.0)):
             steps, means, halves = _band([run.curve(what) for run in row.runs], weight)
             if steps:
                 low = [mean - half for mean, half in zip(means, halves, strict=True)]
                 high = [mean + half for mean, half in zip(means, halves, strict=True)]
-                marker = "-" if axes is loss else _marker(at)
-                axes.plot(steps, means, marker, color=f"C{at % 10}", label=name, linewidth=1.2)
-                axes.fill_between(steps, low, high, color=f"C{at % 10}", alpha=0.12)
-    loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token", ylim=(0, None))
+                top = max(top, *means) if axes is loss else top
+                label = name if axes is loss else None
+                axes.plot(steps, means, **look, markevery=0.1, label=label, linewidth=1.2)
+                axes.fill_between(steps, low, high, color=look["color"], alpha=0.08, linewidth=0)
+    # Bands of few seeds are wide at first, and would leave the curves no room.
+    loss.set(xlabel="optimizer step", ylabel="cross-entropy per answer token",
+             ylim=(0, 1.1 * top or None))  # fmt: skip
     accuracy.set(xlabel="optimizer step", ylabel="validation accuracy", ylim=(0, 1))
-    loss.legend(fontsize=7)
+    figure.legend(loc="outside right upper", fontsize=8)
 
 
 def _band(
@@ -103,6 +108,8 @@ def _band(
     return steps, [fmean(v) for v in values], halves
 
 
-def _marker(at: int) -> str:
-    """Colours repeat after ten, markers do not with them; and not everyone tells colours apart."""
-    return ("o-", "s--", "^-", "v--", "D-", "P--", "*-", "X--", "<-", ">--", "h-")[at % 11]
+def _look(at: int) -> dict[str, Any]:
+    """Colours repeat after ten; markers do not with them, for not everyone tells colours apart."""
+    marker = "os^vDP*X<>h"[at % 11]
+    return {"color": f"C{at % 10}", "marker": marker, "linestyle": "-" if at < 10 else ":",
+            "markersize": 5}  # fmt: skip
