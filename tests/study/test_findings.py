@@ -105,6 +105,21 @@ def test_a_control_is_compared_with_its_rival_and_no_other(tmp_path, order):
     }
 
 
+@pytest.mark.parametrize("shared", [{"sgd": 0.1, "adamw": 0.001}, 0.1])
+def test_families_are_compared_at_their_own_rates_or_at_the_same(tmp_path, shared):
+    contenders = {name: {"optim": name} for name in ("grsgd", "gradamw")}
+    made = study(contenders=contenders, shared_lr=shared)
+    for cell in wanted_in_the_end(made, tmp_path):
+        finished(tmp_path, cell, 0.5)
+    found = find(made, tmp_path)
+    pairs = {
+        where: [(one.first, one.second) for one in compared(found, "all", rows["all"])]
+        for where, rows in (("tuned", found.tuned), ("shared", found.shared))
+    }
+    assert pairs["tuned"] == [("grsgd", "gradamw")]
+    assert pairs["shared"] == ([("grsgd", "gradamw")] if shared == 0.1 else [])
+
+
 def test_conditions_can_differ_in_what_becomes_of_the_gates(tmp_path):
     made = study(conditions={"plain": {}, "exact": {"gate_rescale": "exact"}})
     assert made.pairs("plain") == [("rsgd", "grsgd")]

@@ -132,15 +132,15 @@ class Study:
         return build(self._merged(condition, contender)).top_k
 
     def pairs(self, condition: str) -> list[tuple[str, str]]:
-        """Contenders that differ in one thing: the preconditioner, or what becomes of the gates."""
+        """Contenders that differ in one thing: family, preconditioner, what becomes of the gates,
+        or their own other settings."""
         traits = {name: self._traits(condition, name) for name in self.contenders}
         names = list(self.contenders)
         return [
             (one, other)
             for at, one in enumerate(names)
             for other in names[at + 1 :]
-            if traits[one][0] == traits[other][0]
-            and sum(a != b for a, b in zip(traits[one][1:], traits[other][1:], strict=True)) == 1
+            if sum(a != b for a, b in zip(traits[one], traits[other], strict=True)) == 1
         ]
 
     def family(self, contender: str) -> str:

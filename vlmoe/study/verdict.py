@@ -43,9 +43,19 @@ def sentence(found: Difference) -> str:
 
 
 def compared(findings: Findings, condition: str, rows: dict[str, Row]) -> Iterator[Difference]:
-    """The differences that a study is about: contenders alike but for one thing, and controls."""
-    study = findings.study
-    pairs = study.pairs(condition)
+    """The differences that a study is about: contenders alike but for one thing, and controls.
+
+    Families are compared where each has its own best rate, or both have the same: otherwise a
+    shared rate, which each family has one of, says nothing about them.
+    """
+    study, tuned = findings.study, rows is findings.tuned[condition]
+    pairs = [
+        (first, second)
+        for first, second in study.pairs(condition)
+        if study.family(first) == study.family(second)
+        or tuned
+        or (first in rows and second in rows and rows[first].lr == rows[second].lr)
+    ]
     for name in study.contenders:
         controls = study.controls(condition, name)
         pairs += [(control(name, what), rival) for what, _, rival in controls]
