@@ -1,4 +1,4 @@
-"""The README's map is the real tree, and its words about settings are true."""
+"""The map is the real tree, and what the README names is there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def mapped() -> set[str]:
     """Every path of the annotated tree."""
-    (tree,) = re.findall(r"^```\n(data_prep/.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tree,) = re.findall(r"^```\n(data_prep/.*?)^```", ARCHITECTURE, re.MULTILINE | re.DOTALL)
     paths, parents = set(), []
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
