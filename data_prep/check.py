@@ -28,11 +28,11 @@ from vlmoe.data.dataset import REJECTED, ExampleDataset, load_split, read_manife
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
 from vlmoe.data.image import ImageError
 from vlmoe.errors import UserError
-from vlmoe.evaluate.table import align
 from vlmoe.files import write_jsonl
+from vlmoe.tasks.table import align
 
 if TYPE_CHECKING:
-    from vlmoe.data.collator import Collator
+    from vlmoe.tasks.collator import Collator
 
 FOUND_BY = "check"
 SUSPICIOUS = 0.001
@@ -234,9 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     collator = None
     if options.model:
-        from vlmoe.models.llava import load_collator
+        from vlmoe.models.load import load_reader
+        from vlmoe.tasks.collator import Collator
 
-        collator = load_collator(options.model)
+        collator = Collator.of(load_reader(options.model))
     reports = check(options.directory, collator, options.workers)
     for line in lines(reports):
         print(line)

@@ -35,7 +35,7 @@ from vlmoe.data.prepare import (
     Writing,
     write_dataset,
 )
-from vlmoe.data.prompt import IMAGE
+from vlmoe.data.turn import PICTURE
 from vlmoe.errors import UserError
 
 TOOL = "data_prep/jsonl.py"
@@ -191,8 +191,8 @@ def _records(
     for number, (asked, reply) in enumerate(read_turns(item["conversations"])):
         turn = f"{name}#{number}" if number else name
         try:
-            if IMAGE in asked and picture is None:
-                raise Fault(f"{IMAGE} in the text, but no picture")
+            if PICTURE in asked and picture is None:
+                raise Fault(f"{PICTURE} in the text, but no picture")
             found = read_question(asked)
             if found is None:
                 yield LeftOut("turns of conversations without options")

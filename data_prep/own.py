@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmoe.data.example import LETTERS, UNLABELLED
-from vlmoe.data.prompt import IMAGE
+from vlmoe.data.turn import PICTURE
 
 ANSWERS = ("auto", "index", "letter", "text")
 
@@ -140,7 +140,7 @@ def read_question(text: str) -> tuple[str, tuple[str, ...]] | None:
     Raises:
         Fault: there are options, but not in that form.
     """
-    lines = text.replace(IMAGE, "").strip().splitlines()
+    lines = text.replace(PICTURE, "").strip().splitlines()
     options = [_OPTION.fullmatch(line) for line in lines]
     first = next((at for at, match in enumerate(options) if match and _letter(match) == "A"), None)
     if first is None:

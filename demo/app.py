@@ -15,7 +15,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from vlmoe.data.mixture import Mixture
+from vlmoe.data.mix import Mixture
 from vlmoe.demo import markup, serving
 from vlmoe.demo.engine import Engine
 from vlmoe.demo.examples import write_examples

@@ -36,8 +36,8 @@ from vlmoe.benchmark.steps import VARIANTS, step_works
 from vlmoe.choices import DTYPES, SIZES
 from vlmoe.errors import UserError, run_command
 from vlmoe.files import write_json
-from vlmoe.models.llava import resolve_device, resolve_dtype
-from vlmoe.models.random import attention_widths, random_batch, random_llava, size_config
+from vlmoe.models.load import resolve_device, resolve_dtype
+from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
 
 PARTS = ("step", "memory", "optimizer", "packing")
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure_steps(
     args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    model = random_llava(size_config(args.size), device, dtype)
+    model = random_model(size_config(args.size), device, dtype)
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     batch = random_batch(model, args.batch_size, args.words)
@@ -149,7 +149,7 @@ def measure_packing(
     args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Ratios are to a sequence for each question, so memory ratios are those of a question."""
-    base = random_llava(size_config(args.size), device, dtype)
+    base = random_model(size_config(args.size), device, dtype)
     if args.checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     parts = packing_works(

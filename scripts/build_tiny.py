@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from vlmoe.models.llava import hide_bars_from_logs, load_base
-from vlmoe.models.tiny.classroom import Classroom
-from vlmoe.models.tiny.exam import open_accuracy
-from vlmoe.models.tiny.network import build_model, build_processor
-from vlmoe.models.tiny.stages import STAGES, Stage
+from vlmoe.lessons.classroom import Classroom
+from vlmoe.lessons.exam import open_accuracy
+from vlmoe.lessons.network import build_model, build_processor
+from vlmoe.lessons.stages import STAGES, Stage
+from vlmoe.models.families.llava import LlavaReader
+from vlmoe.models.load import hide_bars_from_logs, load_base
 
 
 def main() -> None:
@@ -52,7 +53,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.examine:
         base = load_base("tiny")
-        examine(base.model, base.processor)
+        assert isinstance(base.reader, LlavaReader)
+        examine(base.model, base.reader.processor)
         return
 
     hide_bars_from_logs()

@@ -95,7 +95,7 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 def trainer(study: Study, folder: Path):
     """What trains one run after the other, with one base as long as they share it."""
-    from vlmoe.models.llava import Base, load_base, resolve_device
+    from vlmoe.models.load import Base, load_base, resolve_device
     from vlmoe.train.config import CONFIG_FILE
     from vlmoe.train.finetune import finetune
 

@@ -27,22 +27,23 @@ from vlmoe.choices import (
     SCORINGS,
 )
 from vlmoe.data.example import UNLABELLED
-from vlmoe.data.mixture import draw, load_mixture
-from vlmoe.data.prompt import LLAVA, PROMPTS
+from vlmoe.data.mix import draw, load_mixture
 from vlmoe.data.registry import label as dataset_label
 from vlmoe.data.registry import locate_all
 from vlmoe.data.vmcbench import group_of
 from vlmoe.errors import UserError, run_command
-from vlmoe.evaluate.compare import compare, comparison_text, other_protocol, read_predictions
-from vlmoe.evaluate.report import (
+from vlmoe.files import write_json, write_jsonl
+from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.compare import compare, comparison_text, other_protocol, read_predictions
+from vlmoe.tasks.metrics import (
     SUBMISSION,
     accuracy_line,
     circular_line,
     metrics,
     write_report,
 )
-from vlmoe.evaluate.table import table
-from vlmoe.files import write_json, write_jsonl
+from vlmoe.tasks.prompt import LLAVA, PROMPTS
+from vlmoe.tasks.table import table
 from vlmoe.train.runs import BASE, NONE, common_base, name_adapters
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
@@ -50,7 +51,7 @@ from vlmoe.train.runs import BASE, NONE, common_base, name_adapters
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlmoe.models.llava import Base
+    from vlmoe.models.load import Base
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -149,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     from vlmoe.adapter.load import find_adapter
-    from vlmoe.evaluate.multiple_choice import score
-    from vlmoe.evaluate.scoring import make_predictor
-    from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
-    from vlmoe.models.shared import use_attention
+    from vlmoe.models.forward import use_attention
+    from vlmoe.models.load import load_base, resolve_device, resolve_dtype
+    from vlmoe.tasks.readings import make_predictor
+    from vlmoe.tasks.score import score
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
@@ -168,7 +169,7 @@ def evaluate(args: argparse.Namespace) -> None:
     precision = str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
     use_attention(base.model, args.attention)
-    collator = base.collator(args.image_fit, args.prompt)
+    collator = Collator.of(base.reader, args.image_fit, args.prompt)
     if collator.sharing_fault:
         print(f"questions share no image tokens: {collator.sharing_fault}")
 

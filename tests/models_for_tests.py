@@ -15,6 +15,9 @@ from transformers import (
 )
 
 import vlmoe.models
+from vlmoe.data.example import Example
+from vlmoe.models.families.llava import conversation
+from vlmoe.tasks.prompt import PromptStyle
 
 
 def small_llava(
@@ -99,3 +102,8 @@ def save_small_llava(directory: Path, seed: int = 0, width: int = 32) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(tiny / name, directory)
     return directory
+
+
+def llava_text(style: PromptStyle, example: Example, *, picture: bool) -> str:
+    """LLaVA's conversation up to the answer to a multiple-choice question."""
+    return conversation([style.turn(example, picture=picture)])

@@ -39,7 +39,7 @@ def test_importing_registers_the_method_and_needs_no_optional_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["import peft, vlmoe", "import vlmoe.evaluate.scoring"]
+    "first", ["import peft, vlmoe", "import vlmoe.tasks.readings"]
 )  # the second one imports PEFT before anything of the adapter
 def test_the_method_is_known_whatever_is_imported_first(first: str) -> None:
     script = (

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep import shapes
 from vlmoe.data.dataset import read_manifest
-from vlmoe.data.mixture import load_mixture
+from vlmoe.data.mix import load_mixture
 
 FEW = ["--train", "6", "--val", "2", "--test", "2"]
 

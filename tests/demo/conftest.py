@@ -21,7 +21,7 @@ from tests.scripts.conftest import script
 from vlmoe.demo.engine import Asked, Engine
 from vlmoe.demo.examples import write_examples
 from vlmoe.demo.limits import Limits
-from vlmoe.predict import Said
+from vlmoe.tasks.predict import Said
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "demo" / "app.py"

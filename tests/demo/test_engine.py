@@ -9,14 +9,15 @@ from PIL import Image
 
 from tests.adapter.test_adapter_layer import fill
 from vlmoe.adapter import MoELoraConfig, load_adapter
-from vlmoe.data.prompt import Turn
 from vlmoe.data.scenes import Scene, Thing, render
+from vlmoe.data.turn import Turn
 from vlmoe.demo import experts as shown
 from vlmoe.demo.engine import Engine
 from vlmoe.demo.limits import Limits
 from vlmoe.errors import UserError
-from vlmoe.models.llava import load_base
-from vlmoe.predict import Predictor
+from vlmoe.models.load import load_base
+from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.predict import Predictor
 
 SCENE = render(Scene((Thing("red", "ring", "large", "top left"),), "grey", seed=1))
 QUESTION = "What colour is the ring?"
@@ -48,7 +49,7 @@ def alone(adapters, name: str) -> Predictor:
     """The same model in the way everybody else loads it."""
     base = load_base("tiny")
     model = base.model if name == "base" else load_adapter(base.model, adapters[name])
-    return Predictor(model, base.collator())
+    return Predictor(model, Collator.of(base.reader))
 
 
 def said(engine: Engine, name: str, count: int = 8) -> list[str]:
@@ -157,7 +158,7 @@ def test_experts_of_the_last_question(engine, adapters):
     with pytest.raises(UserError, match="Ask or choose something first"):
         engine.experts(None, "b")
     choice = engine.choose(Image.new("RGB", (9, 30)), QUESTION, OPTIONS, "b")
-    assert engine.experts(choice.asked, "b").grid == (8, 8)
+    assert engine.experts(choice.asked, "b").patches[1:] == (8, 8)
 
 
 def test_what_can_be_taken_home(engine):

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.demo.limits import Limits
 from vlmoe.errors import UserError
 

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.demo import drawing, markup
 from vlmoe.demo.engine import Asked, Choice
-from vlmoe.predict import Prediction
+from vlmoe.tasks.predict import Prediction
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
 

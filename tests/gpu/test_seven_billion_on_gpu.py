@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from vlmoe.adapter import factor_pairs, gates
-from vlmoe.models.llava import UNQUANTIZED
-from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_llava, size_config
+from vlmoe.models.load import UNQUANTIZED
+from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_model, size_config
 from vlmoe.optim.recipe import build_optimizer
 from vlmoe.train import footprint, plan, setup
 from vlmoe.train.config import TrainConfig
@@ -46,7 +46,7 @@ def test_one_question_at_a_time_fits_a_budget_of_24_gb_and_is_told_beforehand():
     config = TrainConfig(
         model="shape:7b", quantize="4bit", gradient_checkpointing=True, grad_accum=40, dry_run=True
     )
-    base = random_llava(size_config("7b"), "cuda", torch.bfloat16)
+    base = random_model(size_config("7b"), "cuda", torch.bfloat16)
     to_nf4(base)
     model = setup.adapt(base, config)
     optimizer = build_optimizer(config.optim, factor_pairs(model), gates(model))

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from tests.models.test_shared import groups
+
 from tests.models_for_tests import save_small_llava
-from vlmoe.models.llava import load_base
-from vlmoe.models.shared import use_attention
+from vlmoe.models.forward import use_attention
+from vlmoe.models.load import load_base
+from vlmoe.tasks.collator import Collator
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
 from vlmoe.train.setup import adapt
@@ -35,7 +36,7 @@ def test_loss_and_gradients_are_those_of_each_question_alone(tmp_path, attention
     for fault in ("as a test has it", None):
         if fault is None:
             use_attention(base.model, attention)
-        batch = replace(base.collator(), sharing_fault=fault).training(groups())
+        batch = replace(Collator.of(base.reader), sharing_fault=fault).training(groups())
         batch = {name: value.cuda() for name, value in batch.items()}
         loss = answer_loss(model, batch)
         trained = [p for p in model.parameters() if p.requires_grad]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from vlmoe.adapter.sites import default_target_pattern, find_sites
-from vlmoe.models.random import attention_widths, random_batch, random_llava, size_config
-from vlmoe.models.shared import logits_at
+from vlmoe.models.forward import logits_at
+from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
 
 
 def test_small_runs_and_its_widths_are_those_of_the_adapted_layers():
     config = size_config("small")
-    model = random_llava(config, "cpu", torch.bfloat16)
+    model = random_model(config, "cpu", torch.bfloat16)
     batch = random_batch(model, 2, 5)
     assert batch["input_ids"].shape == (2, 16 + 5)
     assert logits_at(model, batch).shape == (2, 2, 32064)
@@ -23,7 +23,7 @@ def test_small_runs_and_its_widths_are_those_of_the_adapted_layers():
 
 
 def test_batches_are_the_same_questions_shared_or_not():
-    model = random_llava(size_config("small"), "cpu", torch.float32).eval()
+    model = random_model(size_config("small"), "cpu", torch.float32).eval()
     sizes = {"questions": 3, "orders": 4}
     shared = random_batch(model, 2, 10, **sizes)
     alone = random_batch(model, 2, 10, **sizes, share=False)
@@ -42,7 +42,7 @@ def test_batches_are_the_same_questions_shared_or_not():
 def test_7b_is_llava():
     """On the meta device: shapes without weights."""
     config = size_config("7b")
-    model = random_llava(config, "meta", torch.bfloat16)
+    model = random_model(config, "meta", torch.bfloat16)
     assert sum(param.numel() for param in model.parameters()) == 7_063_427_072
     assert attention_widths(config) == [1024] * 4 * 23 + [4096] * 4 * 32
     sites = find_sites(model, default_target_pattern(model)).values()

@@ -9,7 +9,7 @@ from typing import Any
 
 import vlmoe.train.checkpoint
 import vlmoe.train.loop
-from vlmoe.predict import Predictor
+from vlmoe.tasks.predict import Predictor
 from vlmoe.train import setup
 from vlmoe.train.tracking import Log
 

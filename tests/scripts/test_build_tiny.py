@@ -12,10 +12,8 @@ import pytest
 
 from tests.scripts.conftest import SCRIPTS
 from vlmoe.data.scenes import questions
-from vlmoe.models import llava
-from vlmoe.models.llava import load_base
-from vlmoe.models.tiny.exam import open_accuracy
-from vlmoe.models.tiny.lessons import (
+from vlmoe.lessons.exam import open_accuracy
+from vlmoe.lessons.lessons import (
     choice_drill,
     choice_lesson,
     distracted_lesson,
@@ -25,7 +23,9 @@ from vlmoe.models.tiny.lessons import (
     text_lesson,
     word_drill,
 )
-from vlmoe.models.tiny.stages import STAGES
+from vlmoe.lessons.stages import STAGES
+from vlmoe.models import llava
+from vlmoe.models.load import load_base
 
 
 def build(out: Path) -> dict[str, bytes]:
@@ -93,4 +93,4 @@ def test_the_list_behind_an_open_question_holds_no_answer_to_it():
 
 def test_it_sees_and_answers_openly():
     base = load_base("tiny")
-    assert open_accuracy(base.model, base.processor, 60) > 0.9  # guessing gives 0.2
+    assert open_accuracy(base.model, base.reader.processor, 60) > 0.9  # guessing gives 0.2

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from tests.scripts.conftest import script
-from vlmoe.data.mixture import load_mixture
+from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
-from vlmoe.evaluate.report import Z95
 from vlmoe.files import write_text
+from vlmoe.tasks.metrics import Z95
 
 
 @pytest.fixture(scope="module")

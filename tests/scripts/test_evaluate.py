@@ -69,7 +69,7 @@ def test_base_is_left_as_it_was(runs, small, tmp_path):
 
     from tests.scripts.conftest import script
     from vlmoe.adapter.load import find_adapter
-    from vlmoe.models.llava import load_base
+    from vlmoe.models.load import load_base
 
     runs("a")
     base = load_base(small[1])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.scripts.test_train_and_evaluate import adapter_digest, losses
 from vlmoe.errors import UserError
-from vlmoe.predict import Predictor
+from vlmoe.tasks.predict import Predictor
 from vlmoe.train.lock import RunLock
 from vlmoe.train.tracking import Log
 

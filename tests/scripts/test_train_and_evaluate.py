@@ -16,7 +16,7 @@ import yaml
 from tests.models_for_tests import save_small_llava
 from vlmoe.adapter import load_adapter
 from vlmoe.errors import UserError
-from vlmoe.models.llava import load_base
+from vlmoe.models.load import load_base
 
 LAST_LINE = r"accuracy \d\.\d{4} \(n=\d+, 95% CI \d\.\d{4}-\d\.\d{4}, chance 0\.2500\)"
 ROOT = Path(__file__).parents[2]
@@ -162,7 +162,7 @@ def test_adapter_in_a_new_process_gives_the_same_bits(train, small, tmp_path):
     train(*small, "--output", "run")
     code = (
         "import sys, torch; from vlmoe.adapter import load_adapter;"
-        "from vlmoe.models.llava import load_base;"
+        "from vlmoe.models.load import load_base;"
         "model = load_adapter(load_base(sys.argv[1]).model, sys.argv[2]);"
         "ids = torch.arange(3, 40)[None];"
         "torch.save(model(input_ids=ids).logits.detach(), sys.argv[3])"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from vlmoe.evaluate.report import wilson
 from vlmoe.files import write_json, write_jsonl
 from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.tasks.metrics import wilson
 
 QUESTIONS = 200
 

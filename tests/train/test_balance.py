@@ -8,7 +8,7 @@ import torch
 from tests.models_for_tests import save_small_llava
 from tests.train.test_loop import examples, make_run
 from vlmoe.adapter import gates
-from vlmoe.models.llava import load_base
+from vlmoe.models.load import load_base
 from vlmoe.train.balance import piece_weights
 from vlmoe.train.loop import train
 

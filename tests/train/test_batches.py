@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 import pytest
 
-from vlmoe.data.mixture import shares
+from vlmoe.data.mix import shares
 from vlmoe.train.batches import MixedOrder, StepOrder, ahead, split
 
 

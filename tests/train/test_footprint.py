@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vlmoe.models.random import random_llava, size_config
+from vlmoe.models.random import random_model, size_config
 from vlmoe.train import footprint, setup
 from vlmoe.train.config import TrainConfig
 
 
 def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:
     with FakeTensorMode() as unreal:
-        base = random_llava(size_config(size), "cpu", dtype)
+        base = random_model(size_config(size), "cpu", dtype)
         model = setup.adapt(base, config)
     piece = footprint.random_piece(base, rows)
     with unreal:
@@ -41,7 +41,7 @@ def test_tensors_without_memory_are_counted_alike(checkpointing):
     """The peak of forward and backward on the small shape, real and without values."""
     config = TrainConfig(experts=4, top_k=2, rank=2, gradient_checkpointing=checkpointing)
 
-    base = random_llava(size_config("small"), "cpu", torch.float32)
+    base = random_model(size_config("small"), "cpu", torch.float32)
     real = footprint.piece_peak(setup.adapt(base, config), footprint.random_piece(base, rows=2))
     assert unreal_peak("small", torch.float32, config, rows=2) == pytest.approx(real, rel=0.02)
 

@@ -11,7 +11,7 @@ import torch
 
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
-from vlmoe.data.mixture import shares
+from vlmoe.data.mix import shares
 from vlmoe.train.batches import MixedOrder, StepOrder, make_order
 from vlmoe.train.grouping import grouped, runs, split
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models_for_tests import save_small_llava
+from tests.models_for_tests import llava_text, save_small_llava
 from tests.reference import reference_answer_loss
 from vlmoe.adapter import GradientError
 from vlmoe.adapter.layer import adapted_layers
 from vlmoe.data.example import Example
-from vlmoe.data.prompt import PROMPTS
 from vlmoe.errors import UserError
-from vlmoe.models.llava import Base, load_base
+from vlmoe.models.load import Base, load_base
+from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.prompt import PROMPTS
 from vlmoe.train import setup
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
@@ -48,7 +49,7 @@ def make_run(base: Base, folder: Path, **settings) -> Run:
     directory.start(config, [])
     model = setup.adapt(base.model, config)
     accelerator = setup.make_accelerator(config)
-    return setup.make_run(config, accelerator, model, base.collator(), 9, directory)
+    return setup.make_run(config, accelerator, model, Collator.of(base.reader), 9, directory)
 
 
 @pytest.fixture
@@ -59,14 +60,14 @@ def base(tmp_path) -> Base:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_loss_is_transformers_own(base, prompt):
     """Tokens are shared and few logits computed; the sum is that of whole sequences."""
-    collator, style = base.collator(prompt=prompt), PROMPTS[prompt]
+    collator, style = Collator.of(base.reader, prompt=prompt), PROMPTS[prompt]
     loss = answer_loss(base.model, collator.training(examples()))
     rows = [
-        (example.image, style.prompt(example, picture=example.image is not None),
-         style.answer(example.letter) + "</s>")
+        (example.image, llava_text(style, example, picture=example.image is not None),
+         " " + style.answer(example.letter) + "</s>")
         for example in examples()
     ]  # fmt: skip
-    wanted = reference_answer_loss(base.model, base.processor, rows)
+    wanted = reference_answer_loss(base.model, base.reader.processor, rows)
     assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_gradient_checkpointing_changes_nothing(base, tmp_path):
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(base):
-    collator = base.collator()
+    collator = Collator.of(base.reader)
     batch = collator.training(examples())
     gradients = []
     for on in (False, True):
@@ -153,7 +154,7 @@ def test_trains_without_the_optional_packages(base, tmp_path):
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
         "from tests.train.test_loop import examples, make_run\n"
-        "from vlmoe.models.llava import load_base\n"
+        "from vlmoe.models.load import load_base\n"
         "from vlmoe.train.loop import train\n"
         "run = make_run(load_base(sys.argv[1]), Path(sys.argv[2]))\n"
         "train(run, examples())\n"

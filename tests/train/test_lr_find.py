@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.scripts.conftest import dataset_directory, model_directory  # noqa: F401
-from vlmoe.data.mixture import load_mixture
+from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
-from vlmoe.models.llava import load_base
+from vlmoe.models.load import load_base
 from vlmoe.train import setup
 from vlmoe.train.config import build, read_yaml
 from vlmoe.train.finetune import adapted, finetune

@@ -9,7 +9,7 @@ from tests.adapter.test_adapter_quantized import frozen_bytes
 from tests.train.test_loop import examples, make_run
 from vlmoe.adapter.layer import adapted_layers
 from vlmoe.adapter.sites import path_tower
-from vlmoe.models.llava import TINY, load_base
+from vlmoe.models.load import TINY, load_base
 from vlmoe.train.loop import train
 
 

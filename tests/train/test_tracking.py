@@ -56,7 +56,7 @@ def test_tensorboard(tmp_path, monkeypatch):
 
     from tests.models_for_tests import save_small_llava
     from tests.train.test_loop import examples, make_run
-    from vlmoe.models.llava import load_base
+    from vlmoe.models.load import load_base
     from vlmoe.train.loop import train
 
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,8 @@ from tests.models_for_tests import save_small_llava
 from tests.train.test_loop import examples
 from vlmoe.data.image import ImageError
 from vlmoe.errors import UserError
-from vlmoe.models.llava import load_base
+from vlmoe.models.load import load_base
+from vlmoe.tasks.collator import Collator
 from vlmoe.train.loop import answer_loss
 from vlmoe.train.undecodable import KEY, LeftOut, Tolerant, TolerantCollate, Undecodable
 
@@ -31,7 +32,7 @@ def test_it_weighs_nothing(tmp_path, broken):
     """What stands in for it is the first question, which has no picture, or the next with one."""
     base = load_base(str(save_small_llava(tmp_path / "model")))
     tolerant = Tolerant(Broken(examples(), broken))
-    batch = TolerantCollate(base.collator().training, tolerant)([tolerant[1]])
+    batch = TolerantCollate(Collator.of(base.reader).training, tolerant)([tolerant[1]])
     assert batch.pop(KEY) == [Undecodable("", "1", "number 1 is broken")]
     assert ("pixel_values" in batch) == (0 in broken)
     assert not batch["uses"].any()

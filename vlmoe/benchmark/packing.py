@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmoe.benchmark.measure import Work
+from vlmoe.models.forward import logits_at
 from vlmoe.models.random import random_batch
-from vlmoe.models.shared import logits_at
 from vlmoe.train.loop import answer_loss
 
 ALONE, SHARED, FLEX = "each alone", "shared", "shared, FlexAttention"

@@ -1,6 +1,6 @@
 """What stands behind the page: the base with its adapters, loaded once, and one answer at a time.
 
-All answers come from `vlmoe.predict`; this says which adapter is in force when it is asked.
+All answers come from `vlmoe.tasks.predict`; this says which adapter is in force when it is asked.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from vlmoe.adapter.switch import AdapterSwitch
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.demo.limits import Limits
 from vlmoe.errors import UserError
-from vlmoe.models.llava import Base, load_base
-from vlmoe.predict import Experts, Prediction, Predictor, Said
+from vlmoe.models.load import Base, load_base
+from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.predict import Experts, Prediction, Predictor, Said
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import settings_of
 from vlmoe.train.runs import BASE
@@ -219,7 +220,7 @@ def _predictor(base: Base, switch: AdapterSwitch, settings: Mapping[str, str]) -
     default = TrainConfig()
     image_fit = settings.get("image_fit", default.image_fit)
     prompt = settings.get("prompt", default.prompt)
-    return Predictor(switch.model, base.collator(image_fit, prompt))
+    return Predictor(switch.model, Collator.of(base.reader, image_fit, prompt))
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from vlmoe.adapter.routing import LayerRouting, TokenRouting
 from vlmoe.demo import drawing, markup
-from vlmoe.predict import Experts
+from vlmoe.tasks.predict import Experts
 from vlmoe.train.router import router_map
 
 _NUMBERED = re.compile(r"\blayers\.(\d+)\.(?:self_attn\.)?(.+)")
@@ -43,12 +43,13 @@ def maps(experts: Experts, drawn: Mapping[str, bytes]) -> str:
 def patches(experts: Experts, path: str | None) -> str:
     """The picture with each patch in the colour of its leading expert in a layer."""
     layer = _layer(experts, path)
-    if experts.seen is None:
+    if experts.patches is None:
         return markup.note("The last question had no picture.")
     if layer is None:
         return markup.note("The adapter has no layers in the vision tower.")
-    leading = experts.patches(layer)
-    drawn = drawing.patches_png(experts.seen, leading, experts.grid)
+    leading = experts.leading(layer)
+    seen, *grid = experts.patches
+    drawn = drawing.patches_png(seen, leading, (grid[0], grid[1]))
     what = f"the picture's {len(leading)} patches, each in the colour of its leading expert"
     legend = markup.legend(leading, "patches")
     link = markup.download(drawn, "patches.png", "image/png", "Save as PNG")
@@ -94,7 +95,7 @@ def record(experts: Experts, adapter: str, model: str) -> dict[str, object]:
         "adapter": adapter,
         "tokens": experts.tokens,
         "picture_tokens": [experts.picture.start, experts.picture.stop],
-        "patches": list(experts.grid),
+        "patches": [experts.patches.rows, experts.patches.columns] if experts.patches else [0, 0],
         "layers": [
             asdict(row) | {"idle": row.idle, "leading": layer.leading}
             for row, layer in zip(experts.table, experts.layers, strict=True)

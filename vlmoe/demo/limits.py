@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlmoe.data.example import question_fault
 from vlmoe.data.image import ImageError, load_rgb
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 
 FEWEST_OPTIONS, MOST_OPTIONS = 2, 8

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from vlmoe.data.example import LETTERS
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.demo.drawing import colour, ink
 from vlmoe.demo.engine import Choice
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlmoe.adapter.load import find_adapter
 from vlmoe.choices import DTYPES, QUANTIZE
-from vlmoe.data.mixture import Mixture, load_mixture
+from vlmoe.data.mix import Mixture, load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.demo.engine import Engine
 from vlmoe.demo.limits import Limits
 from vlmoe.demo.uploads import BodyLimit, removed_in_time
 from vlmoe.errors import UserError
-from vlmoe.models.llava import resolve_device
+from vlmoe.models.load import resolve_device
 from vlmoe.train.runs import NONE, common_base, name_adapters
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmoe.data.mixture import load_mixture
+from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
-from vlmoe.evaluate.table import align
 from vlmoe.study.plan import Study
+from vlmoe.tasks.table import align
 from vlmoe.train.config import TrainConfig
 
 # LLaVA-1.5-7B: numbers that each token is multiplied with, and tokens of a question with a picture.

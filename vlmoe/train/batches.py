@@ -20,9 +20,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from vlmoe.choices import ALL
-from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
-from vlmoe.data.mixture import Mixture, picture_keys, shares
+from vlmoe.data.mix import Mixture, picture_keys, shares
+from vlmoe.tasks.collator import Collator
 from vlmoe.train.grouping import grouped, runs, split
 from vlmoe.train.stop import ignore_signals
 from vlmoe.train.undecodable import Tolerant, TolerantCollate

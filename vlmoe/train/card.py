@@ -10,9 +10,9 @@ import transformers
 import yaml
 
 import vlmoe
-from vlmoe.evaluate.report import accuracy_line
-from vlmoe.evaluate.table import table
-from vlmoe.models.llava import TINY
+from vlmoe.models.load import TINY
+from vlmoe.tasks.metrics import accuracy_line
+from vlmoe.tasks.table import table
 from vlmoe.train.config import TrainConfig, to_yaml
 
 _NOT_LLAVA = (
@@ -62,7 +62,7 @@ Intervals are Wilson's 95% intervals over questions. Remake these numbers with
 
 ```python
 from vlmoe.adapter import load_adapter
-from vlmoe.models.llava import load_base
+from vlmoe.models.load import load_base
 
 base = load_base({config.model!r})
 model = load_adapter(base.model, "RUN")

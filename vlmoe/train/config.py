@@ -32,10 +32,10 @@ from vlmoe.choices import (
     SIZES,
     TRACKERS,
 )
-from vlmoe.data.mixture import PROPORTIONAL, shares
-from vlmoe.data.prompt import PROMPTS
+from vlmoe.data.mix import PROPORTIONAL, shares
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
+from vlmoe.tasks.prompt import PROMPTS
 from vlmoe.train.kinds import Kind, kind_of
 
 CONFIG_FILE = "config.yaml"

@@ -21,9 +21,9 @@ from peft import PeftModel
 
 from vlmoe.choices import SCORINGS
 from vlmoe.errors import UserError
-from vlmoe.evaluate.multiple_choice import Scored
-from vlmoe.evaluate.report import write_report
 from vlmoe.files import make_folder, remove_leftovers, write_jsonl, write_text, writing
+from vlmoe.tasks.metrics import write_report
+from vlmoe.tasks.score import Scored
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml

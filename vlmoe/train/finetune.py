@@ -11,13 +11,13 @@ from peft import PeftModel
 
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
-from vlmoe.data.mixture import load_mixture
+from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
-from vlmoe.evaluate.report import accuracy_line, metrics
-from vlmoe.evaluate.table import table
-from vlmoe.models.llava import Base, load_base
-from vlmoe.models.shared import use_attention
+from vlmoe.models.forward import use_attention
+from vlmoe.models.load import Base, load_base
+from vlmoe.tasks.metrics import accuracy_line, metrics
+from vlmoe.tasks.table import table
 from vlmoe.train import ranks, setup
 from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.loop import train

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import PreTrainedModel
 
-from vlmoe.models.llava import UNQUANTIZED
+from vlmoe.models.family import family_of
 from vlmoe.models.random import ANSWER_TOKENS, random_batch
 from vlmoe.train.loop import answer_loss
 
@@ -88,16 +89,17 @@ def piece_peak(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     return counter.peak
 
 
-def base_bytes(model: nn.Module, quantize: str) -> int:
+def base_bytes(model: PreTrainedModel, quantize: str) -> int:
     """Memory of a base's weights, quantized as ``load_base`` would do it, from its shapes.
 
     4 bit: half a byte a weight; for every 64 an 8-bit scale, for every 256 of those one of 32 bits.
     8 bit: one byte a weight, for every row a scale of 32 bits.
     """
     total = bytes_of(model.buffers())
+    unquantized = family_of(model.config).unquantized
     small: set[int] = set()
     for path, module in model.named_modules():
-        kept = any(name in path for name in UNQUANTIZED)
+        kept = any(name in path for name in unquantized)
         if isinstance(module, nn.Linear) and quantize != "none" and not kept:
             count = module.weight.numel()
             small.add(id(module.weight))

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from vlmoe.adapter.report import check_gradients
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, summary
-from vlmoe.data.collator import Collator
 from vlmoe.data.example import Example
-from vlmoe.models.shared import logits_at
+from vlmoe.models.forward import logits_at
 from vlmoe.optim.recipe import clip_gates
+from vlmoe.tasks.collator import Collator
 from vlmoe.train import ranks
 from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import make_order, pieces

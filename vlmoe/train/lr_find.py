@@ -21,12 +21,12 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 
-from vlmoe.data.collator import Collator
-from vlmoe.data.mixture import Mixture, picture_keys
+from vlmoe.data.mix import Mixture, picture_keys
 from vlmoe.errors import Diverged, UserError
 from vlmoe.figure import write_png
 from vlmoe.files import write_json
 from vlmoe.optim.recipe import recipe
+from vlmoe.tasks.collator import Collator
 from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import DEFAULT_PIECE, TrainConfig

@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
-from vlmoe.data.collator import Collator
-from vlmoe.data.mixture import Mixture
-from vlmoe.models.llava import resolve_dtype
-from vlmoe.models.random import ANSWER_TOKENS, random_llava, size_config
+from vlmoe.data.mix import Mixture
+from vlmoe.models.load import resolve_dtype
+from vlmoe.models.random import ANSWER_TOKENS, random_model, size_config
 from vlmoe.optim.recipe import recipe
+from vlmoe.tasks.collator import Collator
 from vlmoe.train import setup
 from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.config import TrainConfig, shape_of
@@ -51,7 +51,7 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
     shape = shape_of(config.model)
     assert shape is not None
     with FakeTensorMode() as unreal:
-        base = random_llava(size_config(shape), "cpu", dtype)
+        base = random_model(size_config(shape), "cpu", dtype)
         frozen = base_bytes(base, config.quantize)
         model = setup.adapt(base, config)
         table = adapter_table(model)
@@ -130,7 +130,7 @@ def plan(
         "model": f"{config.model}{_quantized(config)}",
         "questions": f"{len(examples):,} to train on",
         "tokens a question": f"{statistics.mean(lengths):.0f} on average, at most {max(lengths)}; "
-        f"{collator.image_tokens} of them the picture",
+        f"{_picture(collator)} of them the picture",
         **_steps(config, devices, len(examples)),
     }
     # The first step compiles and fills caches.
@@ -151,6 +151,10 @@ def _steps(config: TrainConfig, devices: int, questions: int | None) -> dict[str
     steps = config.total_steps(questions)
     epochs = steps * config.batch_size / questions
     return {"a step": step, "steps": f"{steps}, which is {epochs:.2f} epochs"}
+
+
+def _picture(collator: Collator) -> int:
+    return len(collator.reader.picture_tokens(None)) if collator.reader.image_token else 0
 
 
 def _moments(config: TrainConfig) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from vlmoe.data.collator import Collator
 from vlmoe.data.dataset import read_manifest
 from vlmoe.data.example import UNLABELLED
-from vlmoe.data.mixture import Mixture, draw, load_mixture
+from vlmoe.data.mix import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
+from vlmoe.tasks.collator import Collator
 from vlmoe.train import ranks
 
 DRAW_SEED = 0

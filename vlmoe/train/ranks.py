@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vlmoe.errors import UserError
-from vlmoe.models.shared import LogitsAt
+from vlmoe.models.forward import LogitsAt
 
 T = TypeVar("T")
 

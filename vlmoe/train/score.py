@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vlmoe.data.image import ImageError
-from vlmoe.data.mixture import Mixture
-from vlmoe.evaluate.multiple_choice import Scored, score
-from vlmoe.evaluate.report import metrics
-from vlmoe.predict import Predictor
+from vlmoe.data.mix import Mixture
+from vlmoe.tasks.metrics import metrics
+from vlmoe.tasks.predict import Predictor
+from vlmoe.tasks.score import Scored, score
 from vlmoe.train import ranks
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.loop import Run

@@ -12,10 +12,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel, get_peft_model
 
 from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
-from vlmoe.data.collator import Collator
 from vlmoe.errors import UserError
-from vlmoe.models.llava import Base, resolve_device, resolve_dtype
+from vlmoe.models.load import Base, resolve_device, resolve_dtype
 from vlmoe.optim.recipe import build_optimizer, linear_schedule
+from vlmoe.tasks.collator import Collator
 from vlmoe.train import checkpoint, ranks
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
@@ -72,7 +72,7 @@ def make_collator(base: Base, config: TrainConfig) -> Collator:
     Raises:
         UserError: questions about a picture are to come together, but must not share its tokens.
     """
-    collator = base.collator(config.image_fit, config.prompt)
+    collator = Collator.of(base.reader, config.image_fit, config.prompt)
     if collator.sharing_fault and config.questions_per_image != 1:
         raise UserError(
             f"--questions-per-image {config.questions_per_image}: {collator.sharing_fault}, so "

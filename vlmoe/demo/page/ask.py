@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.demo import markup
 from vlmoe.demo.page.common import BLIND, MODEL, QUICK, Common, toasts
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from vlmoe.data.mixture import Mixture
+from vlmoe.data.mix import Mixture
 from vlmoe.demo import markup
 from vlmoe.demo.engine import Asked
 from vlmoe.demo.limits import FEWEST_OPTIONS, MOST_OPTIONS

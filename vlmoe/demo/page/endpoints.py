@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from vlmoe.data.prompt import Turn
+from vlmoe.data.turn import Turn
 from vlmoe.demo.engine import Engine
 from vlmoe.demo.page.common import MODEL, toasts
 from vlmoe.errors import UserError

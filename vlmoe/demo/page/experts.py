@@ -12,7 +12,7 @@ from vlmoe.demo import markup
 from vlmoe.demo.engine import Asked
 from vlmoe.demo.page.common import MODEL, QUICK, Common, toasts
 from vlmoe.errors import UserError
-from vlmoe.predict import Experts
+from vlmoe.tasks.predict import Experts
 
 
 def experts_tab(common: Common, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:

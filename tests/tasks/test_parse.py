@@ -1,0 +1,80 @@
+"""What a model says -> the option it means: a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmoe.tasks.parse import parse_answer
+
+CHOICES = ("a blue ball", "a red cat", "cat", "None of these")
+
+TABLE = [
+    # a letter alone
+    ("B", 1),
+    ("B.", 1),
+    ("(B)", 1),
+    ("**B**", 1),
+    ("`B`", 1),
+    ("b", 1),
+    ("b.", 1),
+    ("B)", 1),
+    (" B\n", 1),
+    ("'B'", 1),
+    # a letter in words
+    ("B. a red cat", 1),
+    ("(B) a red cat", 1),
+    ("B: because it is furry", 1),
+    ("The answer is B.", 1),
+    ("The answer is B", 1),
+    ("the answer is **B**, I think", 1),
+    ("Answer: B", 1),
+    ("B is correct", 1),
+    # an option's text
+    ("a red cat", 1),
+    ("A red cat.", 1),  # not the option A
+    ("Cat", 2),
+    ("none of these", 3),
+    ("It looks to me like a red cat", 1),  # not `cat`, its end
+    ("In the picture there is a blue ball and nothing else", 0),
+    ("I first saw a blue ball but it is a red cat", 1),  # the last one
+    # several letters: the last
+    ("A or B", 1),
+    ("(A) or (B)", 1),
+    ("B, or is it A?", 0),
+    ("not (A) but (C)", 2),
+    # marked letters go before those that stand alone
+    ("(B) A dog", 1),
+    # none
+    ("", None),
+    (".", None),
+    ("a dog", None),
+    ("E", None),  # there are four options
+    ("(E)", None),
+    ("concatenation of several words that hold cat inside", 2),
+    ("concatenation of several words in here", None),  # within a word
+    ("I do not know what that could possibly be", None),
+    ("it is cat", None),  # up to five words are not searched for an option's text
+    ("ABBA", None),
+    ("B's", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), TABLE)
+def test_table(text, expected):
+    assert parse_answer(text, CHOICES) == expected
+
+
+def test_only_letters_that_are_shown():
+    assert parse_answer("C", ("x", "y")) is None
+    assert parse_answer("C", ("x", "y", "z")) == 2
+    assert parse_answer("The answer is C or B.", ("x", "y")) == 1
+
+
+def test_options_that_are_letters_or_punctuation():
+    assert parse_answer("B", ("B", "A")) == 1  # the letter was asked for
+    assert parse_answer("", ("?", "!")) is None
+    assert parse_answer("this is what we call 2*3 in arithmetic", ("2*3", "5")) == 0
+
+
+def test_options_with_signs_of_regular_expressions():
+    assert parse_answer("I believe that it must be f(x) = [0, 1", ("f(x) = [0, 1", "y")) == 0

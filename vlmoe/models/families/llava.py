@@ -1,0 +1,305 @@
+"""LLaVA-1.5: a CLIP or SigLIP tower, a projector of two layers, and a causal language model.
+
+Every picture takes equally many tokens. The conversation is the one it was tuned with, word for
+word: ``USER: <image>\\n{question} ASSISTANT: {answer}</s>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+try:  # the same pixels whether torchvision is installed or not, and no warning about it
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+except ImportError:  # transformers < 5.2 has one class of each, which works with PIL
+    import transformers
+
+    CLIPImageProcessorPil = transformers.CLIPImageProcessor  # type: ignore
+    SiglipImageProcessorPil = transformers.SiglipImageProcessor  # type: ignore
+
+from vlmoe.data.turn import PICTURE, Turn
+from vlmoe.errors import UserError
+from vlmoe.models.causal import causal_inputs, sharing_fault
+from vlmoe.models.family import Patches, Size, added_tokens
+
+END = "</s>"
+IMAGE_TOKEN = 32000
+VOCABULARY = 32064  # the hub's LLaVA-1.5: Llama's 32000, the image token, padding to 64
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a kind of vision tower brings along.
+
+    Attributes:
+        processor: its picture processor, by PIL.
+        class_tokens: tokens that stand before the patches.
+        size: where the processor keeps the side of the pictures it makes.
+    """
+
+    processor: Any
+    class_tokens: int
+    size: str
+
+
+TOWERS = {
+    "clip_vision_model": Tower(CLIPImageProcessorPil, class_tokens=1, size="crop_size"),
+    "siglip_vision_model": Tower(SiglipImageProcessorPil, class_tokens=0, size="size"),
+}
+
+
+@dataclass(frozen=True)
+class LlavaReader:
+    """Conversations and pictures for one LLaVA-1.5.
+
+    Attributes:
+        config: of the model.
+        processor: of transformers; its numbers agree with the model's config.
+        image_tokens: tokens one picture takes; never truncated.
+    """
+
+    config: PretrainedConfig
+    processor: LlavaProcessor
+    image_tokens: int
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's."""
+        return self.processor.tokenizer
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """``</s>``."""
+        return frozenset([self.tokenizer.eos_token_id])
+
+    @property
+    def image_token(self) -> int:
+        """The one that every part of a picture is."""
+        return self.config.image_token_id
+
+    def render(
+        self, turns: Sequence[Turn], sizes: Sequence[Size | None] = (), answer: str | None = None
+    ) -> list[int]:
+        """See ``Reader.render``."""
+        text = conversation(turns, added_tokens(self.tokenizer))
+        if answer is not None:
+            text = f"{text} {answer}"
+        ids: list[int] = []
+        size = iter(sizes)
+        for token in self.tokenizer(text)["input_ids"]:
+            ids += self.picture_tokens(next(size)) if token == self.image_token else [token]
+        return ids if answer is None else [*ids, self.tokenizer.eos_token_id]
+
+    def picture_tokens(self, size: Size | None) -> list[int]:
+        """The same for every size."""
+        return [self.image_token] * self.image_tokens
+
+    def pixels(self, pictures: Sequence[Image.Image], fit: str) -> dict[str, Tensor]:
+        """``pixel_values`` (pictures, 3, side, side).
+
+        ``crop`` is what the hub's processor does (CLIP's brings the shorter side to size and keeps
+        the centre, SigLIP's brings both sides to size); ``pad`` is original LLaVA's: the whole
+        picture on a square of the mean colour.
+        """
+        if fit == "pad":
+            pictures = [self._square(picture) for picture in pictures]
+        made = self.processor.image_processor(images=list(pictures), return_tensors="pt")
+        return {"pixel_values": made["pixel_values"]}
+
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """A square of them."""
+        if "pixel_values" not in batch:
+            return None
+        pictures = self.processor.image_processor
+        mean, std = (
+            torch.tensor(parts)[:, None, None]
+            for parts in (pictures.image_mean, pictures.image_std)
+        )
+        colours = (batch["pixel_values"][0].cpu().float() * std + mean).clamp(0, 1) * 255
+        seen = Image.fromarray(colours.round().byte().permute(1, 2, 0).numpy(), "RGB")
+        side = self.processor.patch_size
+        return Patches(seen, seen.height // side, seen.width // side)
+
+    def _square(self, picture: Image.Image) -> Image.Image:
+        side = max(picture.size)
+        mean = tuple(round(255 * part) for part in self.processor.image_processor.image_mean)
+        square = Image.new("RGB", (side, side), mean)
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return square
+
+
+class LlavaFamily:
+    """See ``vlmoe.models.family.Family``."""
+
+    auto = LlavaForConditionalGeneration
+    sees = True
+    # Letters are read off the head, and the projector is small. Both paths of the projector,
+    # because versions of transformers match them in different ways.
+    unquantized = ("lm_head", "multi_modal_projector", "model.multi_modal_projector")
+
+    def reader(self, source: str, config: PretrainedConfig) -> LlavaReader:
+        """The processor, with its numbers from the model's config: saved ones are often missing."""
+        tower = _tower(config)
+        processor = LlavaProcessor(
+            image_processor=tower.processor.from_pretrained(source),
+            tokenizer=AutoTokenizer.from_pretrained(source),
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            num_additional_image_tokens=tower.class_tokens,
+            image_token=PICTURE,
+        )
+        count = image_token_count(config)
+        _check(processor, config, count)
+        return LlavaReader(config, processor, count)
+
+    def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Embeddings with the pictures in their places, mask and positions."""
+        base: Any = model
+        embeds = base.get_input_embeddings()(batch["input_ids"])
+        if "pixel_values" in batch:
+            found = base.model.get_image_features(pixel_values=batch["pixel_values"])
+            features = torch.stack(list(getattr(found, "pooler_output", found)))
+            place = batch["input_ids"] == base.config.image_token_id
+            embeds = embeds.masked_scatter(
+                place[..., None], features[batch["picture_of"]].to(embeds)
+            )
+        text = base.config.get_text_config()
+        return {"inputs_embeds": embeds, **causal_inputs(text, batch, embeds.dtype)}
+
+    def sharing_fault(self, config: PretrainedConfig) -> str | None:
+        """As for its language model: a picture depends on nothing that comes after it."""
+        return sharing_fault(config)
+
+    def noise(
+        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+    ) -> tuple[list[int], dict[str, Tensor]]:
+        """See ``Family.noise``."""
+        side = config.vision_config.image_size
+        pixels = torch.randn(pictures, 3, side, side, generator=generator)
+        return [config.image_token_id] * image_token_count(config), {"pixel_values": pixels}
+
+    @property
+    def shapes(self) -> dict[str, Callable[[], LlavaConfig]]:
+        """``7b`` is LLaVA-1.5's own, the others have its parts, narrower.
+
+        ``mid`` keeps the 576 image tokens, so that a token's share of the work is lifelike.
+        """
+        return {
+            "small": lambda: _narrow(64, 2, 32, 3, 56),
+            "mid": lambda: _narrow(1024, 6, 512, 5, 336),
+            "7b": lambda: LlavaConfig(
+                text_config=LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096),
+                image_token_index=IMAGE_TOKEN,
+            ),
+        }
+
+
+LLAVA = LlavaFamily()
+
+
+def conversation(turns: Sequence[Turn], markup: Sequence[str] = (END,)) -> str:
+    """LLaVA-1.5's conversation up to where the assistant begins to answer the last question.
+
+    Args:
+        turns: a picture that stands before a question has a line of its own.
+        markup: what is left out where the model itself spelt it out in an earlier answer: it would
+            become control tokens.
+    """
+    text = ""
+    for at, turn in enumerate(turns):
+        asked = turn.question
+        if asked.startswith(PICTURE):
+            asked = f"{PICTURE}\n{asked.removeprefix(PICTURE)}"
+        gap = "" if asked.endswith("\n") else " "
+        text += f"USER: {asked}{gap}ASSISTANT:"
+        if at < len(turns) - 1:
+            answer = turn.answer
+            for mark in markup:
+                answer = answer.replace(mark, "")
+            text += f" {answer.strip()}{END}"
+    return text
+
+
+def chat(user: str, *, picture: bool) -> str:
+    """One turn of it, up to where the assistant begins to answer."""
+    return conversation([Turn(PICTURE + user if picture else user)])
+
+
+def image_token_count(config: PretrainedConfig) -> int:
+    """Tokens one picture takes: its patches, and a class token if there is one and it is kept."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    dropped = config.vision_feature_select_strategy != "full"
+    return side * side + _tower(config).class_tokens - dropped
+
+
+def _tower(config: PretrainedConfig) -> Tower:
+    kind = config.vision_config.model_type
+    if kind not in TOWERS:
+        raise UserError(
+            f"LLaVA with a vision tower of type {kind!r} has not been tried: those that have are "
+            f"{', '.join(TOWERS)}"
+        )
+    return TOWERS[kind]
+
+
+def _check(processor: LlavaProcessor, config: PretrainedConfig, expected: int) -> None:
+    tokenizer = processor.tokenizer
+    image_id = tokenizer.convert_tokens_to_ids(PICTURE)
+    if image_id != config.image_token_id:
+        raise UserError(
+            f"the tokenizer's {PICTURE} is token {image_id}, the model expects "
+            f"{config.image_token_id}: tokenizer and model do not belong together"
+        )
+    made = getattr(processor.image_processor, _tower(config).size)
+    side = config.vision_config.image_size
+    if (made["height"], made["width"]) != (side, side):
+        raise UserError(
+            f"the picture processor makes {made['width']} x {made['height']} pixels, the vision "
+            f"tower takes {side} x {side}: processor and model do not belong together"
+        )
+    blank = torch.zeros(3, side, side, dtype=torch.uint8)
+    count = processor(images=blank, text=PICTURE)["input_ids"][0].count(image_id)
+    if count != expected:
+        raise UserError(f"the processor makes {count} tokens of a picture, the model {expected}")
+
+
+def _narrow(
+    width: int, layers: int, vision_width: int, vision_layers: int, image: int
+) -> LlavaConfig:
+    return LlavaConfig(
+        text_config=LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=11 * width // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32 if width < 512 else width // 64,
+            max_position_embeddings=4096,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=vision_width,
+            intermediate_size=4 * vision_width,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=max(1, vision_width // 64),
+            image_size=image,
+            patch_size=14,
+            projection_dim=vision_width,
+        ),
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=(image // 14) ** 2,
+    )

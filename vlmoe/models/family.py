@@ -1,0 +1,144 @@
+"""What a base is: two protocols, and the only table from a model's type to its family.
+
+A family is one way in which checkpoints are built: which tokens a picture takes, how a conversation
+is written, what the forward pass needs to be told. Nobody else asks for a model's name or type. A
+new one is a file in ``families/`` and a row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from vlmoe.data.turn import Turn
+from vlmoe.errors import UserError
+
+FAMILIES = {
+    "llava": "llava:LLAVA",
+    "glm": "text:TEXT",
+    "glm4": "text:TEXT",
+    "llama": "text:TEXT",
+    "mistral": "text:TEXT",
+    "qwen2": "text:TEXT",
+    "qwen3": "text:TEXT",
+}
+"""``model_type`` in a checkpoint's config -> module in ``families/`` and the object in it."""
+
+
+class Size(NamedTuple):
+    """Height and width of a picture, in pixels."""
+
+    height: int
+    width: int
+
+
+class Patches(NamedTuple):
+    """What the vision tower made of a picture's pixels.
+
+    Attributes:
+        seen: the picture as the tower got it.
+        rows, columns: of patches, which are the last tokens of each of its layers, row by row.
+    """
+
+    seen: Image.Image
+    rows: int
+    columns: int
+
+
+class Reader(Protocol):
+    """What turns conversations and pictures into one checkpoint's tensors; it needs no weights."""
+
+    config: PretrainedConfig
+    """Of the model."""
+    tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+    """Tokens that end an answer."""
+    image_token: int | None
+    """The token that stands for (a part of) a picture; None if the base sees none."""
+
+    def render(
+        self, turns: Sequence[Turn], sizes: Sequence[Size | None] = (), answer: str | None = None
+    ) -> list[int]:
+        """The tokens of a conversation up to the last turn's answer, or with it and its end.
+
+        Args:
+            turns: the last one's own ``answer`` is not looked at.
+            sizes: of the pictures, in the order of their places.
+            answer: what the model says; exactly one of ``ends`` follows it.
+        """
+
+    def picture_tokens(self, size: Size | None) -> list[int]:
+        """What stands in a picture's place, from its size alone (None: of any size)."""
+
+    def pixels(self, pictures: Sequence[Image.Image], fit: str) -> dict[str, Tensor]:
+        """The pictures, each once, as the model takes them.
+
+        Args:
+            pictures: RGB, of any sizes.
+            fit: one of ``choices.IMAGE_FITS``, where there is a choice.
+        """
+
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """Where the vision tower's tokens lie in the one picture of a batch; None without one."""
+
+
+class Family(Protocol):
+    """What holds for every checkpoint of one kind."""
+
+    auto: Any
+    """The class of transformers that loads its weights."""
+    sees: bool
+    """Whether it takes pictures."""
+    unquantized: tuple[str, ...]
+    """Paths of modules that keep full weights when the others are quantized."""
+    shapes: Mapping[str, Any]
+    """Functions that make the config of a size, by its name: models of random weights."""
+
+    def reader(self, source: str, config: PretrainedConfig) -> Reader:
+        """The tokenizer and picture processor in a folder, checked against the config.
+
+        Raises:
+            UserError: they do not belong to this model, or lack something.
+            OSError: a file is missing or cannot be read.
+        """
+
+    def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What ``model.base_model`` is called with for a batch of trees (``vlmoe.tasks.collator``).
+
+        Nothing is left to the model to guess: mask and positions are given.
+        """
+
+    def sharing_fault(self, config: PretrainedConfig) -> str | None:
+        """Why sequences must not share the tokens they begin with; None where that is exact."""
+
+    def noise(
+        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+    ) -> tuple[list[int], dict[str, Tensor]]:
+        """A picture's tokens, and random ``pixels`` of so many; empty if it sees none."""
+
+
+def family_of(config: PretrainedConfig, name: str = "") -> Family:
+    """The family of a model, from its config.
+
+    Raises:
+        UserError: it belongs to none.
+    """
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{name or 'the model'} is a {kind!r} model, which vlmoe does not know: it adapts "
+            f"models of type {', '.join(sorted(FAMILIES))}"
+        )
+    module, _, attribute = FAMILIES[kind].partition(":")
+    return getattr(importlib.import_module(f"vlmoe.models.families.{module}"), attribute)
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The tokenizer's markup, which in a text of somebody's would become control tokens."""
+    return tuple(str(token) for token in tokenizer.added_tokens_decoder.values())

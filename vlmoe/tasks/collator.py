@@ -1,0 +1,303 @@
+"""Examples -> tensors. What questions begin with alike, a picture above all, goes in once.
+
+For training and scoring questions become rows of trees (``vlmoe.models.tree``), and the batch says
+where the states stand that logits are read off: no others need computing. For generation every
+question has a row of its own, which ends where the model goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from vlmoe.choices import IMAGE_FITS
+from vlmoe.data.example import LETTERS, UNLABELLED, Example
+from vlmoe.data.turn import PICTURE, Turn
+from vlmoe.errors import UserError
+from vlmoe.models.family import Reader, Size, family_of
+from vlmoe.models.tree import Pictures, pack
+from vlmoe.tasks.letters import AnswerTokens, answer_tokens
+from vlmoe.tasks.prompt import LLAVA, PROMPTS, PromptStyle
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Make batches for one model.
+
+    Attributes:
+        reader: of the model.
+        answer: the tokens of every answer.
+        style: how questions are put; ``answer`` belongs to it.
+        image_fit: what becomes of pictures that are not square (``Reader.pixels``).
+        sharing_fault: why questions must not share tokens, if they must not; then each has a row of
+            its own.
+        row_tokens: questions that share tokens do so up to rows of this length (default:
+            ``max_length``).
+    """
+
+    reader: Reader
+    answer: AnswerTokens
+    style: PromptStyle = LLAVA
+    image_fit: str = "crop"
+    sharing_fault: str | None = None
+    row_tokens: int | None = None
+
+    @classmethod
+    def of(cls, reader: Reader, image_fit: str = "crop", prompt: str = LLAVA.name) -> Collator:
+        """The one for a base's reader.
+
+        Raises:
+            UserError: there is no such prompt style or image fit, or the tokenizer has no single
+                tokens for letters where that style has them.
+        """
+        if prompt not in PROMPTS:
+            raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
+        if image_fit not in IMAGE_FITS:
+            raise UserError(f"unknown image fit {image_fit!r}: choose from {IMAGE_FITS}")
+        style = PROMPTS[prompt]
+        fault = family_of(reader.config).sharing_fault(reader.config)
+        return cls(reader, answer_tokens(reader, style), style, image_fit, fault)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The reader's."""
+        return self.reader.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the model takes, pictures included."""
+        return self.reader.config.get_text_config().max_position_embeddings
+
+    @property
+    def letter_ids(self) -> tuple[int, ...]:
+        """Token of each answer letter in the place where it is scored."""
+        return self.answer.letters
+
+    def training(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Batch with answers. N questions, A = ``len(self.answer)`` tokens of an answer.
+
+        Returns:
+            The rows of ``tree.pack``; ``labels`` (N, A), the tokens of each answer; ``read_at`` (N,
+            A), where in the flattened rows the states stand that predict them; and, if any
+            example has a picture, ``pixel_values`` (pictures, 3, side, side), every picture once,
+            ``picture_of``, which of them stands at each place for one, in the rows' order, and
+            ``picture_uses`` (pictures,), how many sequences are about each.
+
+        Raises:
+            UserError: an example is unlabelled, has more options than letters, or is too long.
+        """
+        for example in examples:
+            if example.answer == UNLABELLED:
+                raise UserError(f"example {example.id} has no answer and cannot be trained on")
+        answers = [self.answer(example.answer) for example in examples]
+        prompts = [self._prompt_ids(example) for example in examples]
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        batch, paths = self._pack(rows, examples)
+        before = slice(-len(self.answer) - 1, -1)
+        batch["read_at"] = torch.tensor([path[before] for path in paths])
+        return {**batch, "labels": torch.tensor(answers)}
+
+    def scoring(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Batch of prompts and what precedes a letter; the next token of each is the letter.
+
+        Returns:
+            As ``training``, without ``labels``; ``read_at`` is (N,), of the states that predict the
+            letters.
+        """
+        rows = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
+        batch, paths = self._pack(rows, examples)
+        return {**batch, "read_at": torch.tensor([path[-1] for path in paths])}
+
+    def asking(self, examples: Sequence[Example], room: int) -> dict[str, torch.Tensor]:
+        """Batch of prompts alone; ``room`` tokens of free text fit behind each.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` (N, S), padded on the left; of pictures what
+            ``training`` returns.
+        """
+        rows = [self._prompt_ids(example) for example in examples]
+        self._check_lengths(rows, examples, [room] * len(rows))
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        shown = _Shown(self.reader, examples)
+        marked = shown.marked(rows)
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in marked])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        batch = shown.placed({"input_ids": ids, "attention_mask": mask})
+        return {**batch, **self._pixels(shown.pictures)}
+
+    def talking(
+        self, image: Image.Image | None, turns: Sequence[Turn], room: int
+    ) -> dict[str, torch.Tensor]:
+        """A batch of one: a conversation about a picture, up to the last question's answer.
+
+        Args:
+            image: the picture, or None to talk without one.
+            turns: the questions with their answers; the last one is to be answered.
+            room: tokens that must fit behind it.
+
+        Raises:
+            UserError: the conversation is too long for the model.
+        """
+        if image is not None and turns:  # it stands before the first question
+            turns = [replace(turns[0], question=PICTURE + turns[0].question), *turns[1:]]
+        row = self.reader.render(turns, [] if image is None else [_size(image)])
+        if len(row) + room > self.max_length:
+            raise UserError(
+                f"the conversation takes {len(row)} tokens and its answer up to {room}, the model "
+                f"at most {self.max_length}: begin a new one, or ask for a shorter answer"
+            )
+        ids = torch.tensor([row])
+        pixels = {} if image is None else self.reader.pixels([image], self.image_fit)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+
+    def options(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """As ``scoring``, with the text of every option in the place of its letter.
+
+        Returns:
+            ``scoring``'s batch, and ``option_ids``, ``option_mask`` (N, options, L): each text's
+            tokens, ended by padding, the rows filled with empty ones where there are fewer options.
+            ``read_at`` has their shape too: where the states stand that predict the tokens.
+        """
+        starts = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
+        texts = [self._option_ids(example) for example in examples]
+        # The last token of a text predicts nothing that is scored.
+        rows = [
+            [*start, *ids[:-1]]
+            for start, of_row in zip(starts, texts, strict=True)
+            for ids in of_row
+        ]
+        owners = [example for example, of_row in zip(examples, texts, strict=True) for _ in of_row]
+        batch, paths = self._pack(rows, owners, room=1)
+        shape = (len(texts), max(map(len, texts)), max(len(ids) for row in texts for ids in row))
+        option_ids = torch.full(shape, self.tokenizer.pad_token_id)
+        option_mask, read_at = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+        path = iter(paths)
+        for row, ids_of_row in enumerate(texts):
+            for option, ids in enumerate(ids_of_row):
+                there = (row, option, slice(len(ids)))
+                option_ids[there] = torch.tensor(ids)
+                option_mask[there] = 1
+                read_at[there] = torch.tensor(next(path)[-len(ids) :])
+        more = {"option_ids": option_ids, "option_mask": option_mask, "read_at": read_at}
+        return {**batch, **more}
+
+    def length(self, example: Example, *, picture: bool) -> int:
+        """Tokens of an example with its answer. Its picture counts, but need not be loaded."""
+        return len(self.prompt_ids(example, picture=picture)) + len(self.answer)
+
+    def prompt_ids(self, example: Example, *, picture: bool, size: Size | None = None) -> list[int]:
+        """The prompt's tokens, a picture of some size among them."""
+        if len(example.choices) > len(self.letter_ids):
+            raise UserError(
+                f"example {example.id} has {len(example.choices)} options, this model's "
+                f"tokenizer has single tokens for {len(self.letter_ids)} letters only "
+                f"({LETTERS[: len(self.letter_ids)]})"
+            )
+        turn = self.style.turn(example, picture=picture)
+        return self.reader.render([turn], [size] if picture else [])
+
+    def _prompt_ids(self, example: Example) -> list[int]:
+        image = example.image
+        if image is None:
+            return self.prompt_ids(example, picture=False)
+        return self.prompt_ids(example, picture=True, size=_size(image))
+
+    def _option_ids(self, example: Example) -> list[list[int]]:
+        """The tokens of each option's text behind the prompt and the answer's lead."""
+        turns = [Turn(self.style.ask("Which?", ("This.", "That.")))]
+        start = len(self.reader.render(turns)) + len(self.answer.lead)
+        texts = [f"{self.style.lead}{choice.strip()}" for choice in example.choices]
+        # Without the end of the answer.
+        return [self.reader.render(turns, answer=text)[start:-1] for text in texts]
+
+    def _pack(
+        self, rows: list[list[int]], examples: Sequence[Example], room: int = 0
+    ) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+        """The batch of ``training`` without labels, and where each row's tokens stand in it."""
+        self._check_lengths(rows, examples, [room] * len(rows))
+        shown = _Shown(self.reader, examples)
+        # Without a picture it is the question that different orders of options have in common.
+        keys: list[Hashable] = [
+            tuple(which) or example.question
+            for example, which in zip(examples, shown.which, strict=True)
+        ]
+        if self.sharing_fault is not None:
+            keys = [(key, number) for number, key in enumerate(keys)]
+        packed = pack(
+            shown.marked(rows),
+            keys,
+            pad=self.tokenizer.pad_token_id,
+            budget=self.row_tokens or self.max_length,
+        )
+        return {**shown.placed(packed.tensors), **self._pixels(shown.pictures)}, packed.paths
+
+    def _check_lengths(
+        self, rows: list[list[int]], examples: Sequence[Example], rooms: Sequence[int]
+    ) -> None:
+        """Behind row i there must be room for ``rooms[i]`` more tokens. Raises ``UserError``."""
+        for row, example, more in zip(rows, examples, rooms, strict=True):
+            if len(row) + more > self.max_length:
+                raise UserError(
+                    f"example {example.id} takes {len(row) + more} tokens, the model at most "
+                    f"{self.max_length}; shorten its question or options"
+                )
+
+    def _pixels(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+        return self.reader.pixels(pictures, self.image_fit) if pictures else {}
+
+
+class _Shown:
+    """Every picture of some examples once, and which of them each example is about.
+
+    Args:
+        reader: says which tokens a picture takes.
+        examples: with their pictures.
+
+    Attributes:
+        pictures: the distinct ones.
+        which: of each example, in the order of their places.
+    """
+
+    def __init__(self, reader: Reader, examples: Sequence[Example]):
+        self.pictures: list[Image.Image] = []
+        self.which: list[list[int]] = []
+        known: dict[Hashable, int] = {}
+        for example in examples:
+            picture = example.image
+            if picture is None:
+                self.which.append([])
+                continue
+            if id(picture) not in known:  # the same object needs no look at its pixels
+                content = picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()
+                if content not in known:
+                    known[content] = len(self.pictures)
+                    self.pictures.append(picture)
+                known[id(picture)] = known[content]
+            self.which.append([known[id(picture)]])
+        self._tokens = Pictures(
+            reader.image_token,
+            [
+                sum(token == reader.image_token for token in reader.picture_tokens(_size(picture)))
+                for picture in self.pictures
+            ],
+        )
+
+    def marked(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each example's tokens, with a number of its own for every picture."""
+        return [
+            self._tokens.marked(row, which) for row, which in zip(rows, self.which, strict=True)
+        ]
+
+    def placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See ``Pictures.placed``."""
+        return self._tokens.placed(tensors, self.which)
+
+
+def _size(picture: Image.Image) -> Size:
+    return Size(picture.height, picture.width)

@@ -1,0 +1,201 @@
+"""Accuracy with its uncertainty: numbers, files, and the one line every run ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmoe.data.example import Example
+from vlmoe.files import write_json, write_jsonl
+
+if TYPE_CHECKING:  # they import torch, which comparing two runs does not need
+    from vlmoe.tasks.predict import Prediction
+    from vlmoe.tasks.score import Scored
+
+METRICS = "metrics.json"
+SUBMISSION = "submission.jsonl"
+Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
+
+
+def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927), which stays inside [0, 1].
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= correct <= count or count == 0:
+        raise ValueError(f"{correct} of {count} is no proportion")
+    share = correct / count
+    scale = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Accuracy over the labelled questions: overall, per category, and per group of categories.
+
+    Args:
+        scored: the answered questions.
+        groups: category -> group; categories that it lacks belong to none.
+
+    Returns:
+        ``accuracy``, ``n``, ``ci95`` (Wilson), ``chance`` (of random picks), with rotations also
+        ``accuracy_circular``, ``ci95_circular`` and ``chance_circular``; ``by_category`` (the
+        same for each); ``by_dataset`` likewise, if the questions come from several; ``by_group``
+        if there are groups: of each ``over_samples`` (the same, every question weighs the same)
+        and ``over_categories`` (accuracies, every category weighs the same); and ``unparsed``, the
+        number of answers that name no option.
+
+    Raises:
+        ValueError: no question has an answer.
+    """
+    labelled = [item for item in scored if item.correct is not None]
+    if not labelled:
+        raise ValueError("no question has an answer to compare with")
+    numbers = {
+        **_summary(labelled),
+        "by_category": _by(labelled, lambda example: example.category),
+        "unparsed": sum(item.prediction.choice is None for item in labelled),
+    }
+    by_dataset = _by(labelled, lambda example: example.dataset)
+    if len(by_dataset) > 1:
+        numbers["by_dataset"] = by_dataset
+    in_group: dict[str, list[Scored]] = {}
+    for item in labelled:
+        if group := (groups or {}).get(item.example.category):
+            in_group.setdefault(group, []).append(item)
+    if in_group:
+        numbers["by_group"] = {group: _group(items) for group, items in sorted(in_group.items())}
+    return numbers
+
+
+def _by(scored: Sequence[Scored], key: Callable[[Example], str]) -> dict[str, Any]:
+    parts: dict[str, list[Scored]] = {}
+    for item in scored:
+        parts.setdefault(key(item.example), []).append(item)
+    return {name: _summary(parts[name]) for name in sorted(parts)}
+
+
+def _summary(scored: Sequence[Scored]) -> dict[str, Any]:
+    correct, count = sum(bool(item.correct) for item in scored), len(scored)
+    numbers = {
+        "accuracy": correct / count,
+        "n": count,
+        "ci95": list(wilson(correct, count)),
+        "chance": sum(item.chance for item in scored) / count,
+    }
+    if all(item.rotations for item in scored):
+        correct = sum(bool(item.correct_circular) for item in scored)
+        numbers |= {
+            "accuracy_circular": correct / count,
+            "ci95_circular": list(wilson(correct, count)),
+            "chance_circular": sum(item.chance_circular for item in scored) / count,
+        }
+    return numbers
+
+
+def _group(scored: Sequence[Scored]) -> dict[str, Any]:
+    categories = sorted({item.example.category for item in scored})
+    summaries = [
+        _summary([item for item in scored if item.example.category == category])
+        for category in categories
+    ]
+    means = {
+        name: sum(numbers[name] for numbers in summaries) / len(summaries)
+        for name in ("accuracy", "chance", "accuracy_circular", "chance_circular")
+        if name in summaries[0]
+    }
+    return {
+        "over_samples": _summary(scored),
+        "over_categories": {**means, "n": len(scored), "categories": categories},
+    }
+
+
+def accuracy_line(numbers: dict[str, Any]) -> str:
+    """The line every run ends with."""
+    low, high = numbers["ci95"]
+    return (
+        f"accuracy {numbers['accuracy']:.4f} (n={numbers['n']}, "
+        f"95% CI {low:.4f}-{high:.4f}, chance {numbers['chance']:.4f})"
+    )
+
+
+def circular_line(numbers: dict[str, Any]) -> str:
+    """The same of the questions that were right in every rotation."""
+    low, high = numbers["ci95_circular"]
+    return (
+        f"circular accuracy {numbers['accuracy_circular']:.4f} (n={numbers['n']}, "
+        f"95% CI {low:.4f}-{high:.4f}, chance {numbers['chance_circular']:.4f})"
+    )
+
+
+def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
+    """What ``predictions.jsonl`` holds: options in the order shown, and what became of them.
+
+    docs/evaluation.md names the fields.
+    """
+    return [
+        {
+            "id": item.example.id,
+            **({"dataset": item.example.dataset} if item.example.dataset else {}),
+            "category": item.example.category,
+            "question": item.example.question,
+            "choices": list(item.example.choices),
+            **_evidence(item.prediction),
+            "prediction": item.prediction.choice,
+            "answer": item.example.answer,
+            "correct": item.correct,
+            **_rotations(item),
+        }
+        for item in scored
+    ]
+
+
+def _evidence(prediction: Prediction) -> dict[str, Any]:
+    """What the prediction was read off."""
+    if prediction.text is not None:
+        return {"text": prediction.text}
+    name = "scores" if prediction.scores else "probabilities"
+    return {name: [round(value, 8) for value in getattr(prediction, name)]}
+
+
+def _rotations(item: Scored) -> dict[str, Any]:
+    if not item.rotations:
+        return {}
+    return {"rotations": list(item.rotations), "correct_circular": item.correct_circular}
+
+
+def submission_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
+    """What ``submission.jsonl`` holds: a letter for each question whose answer is not known.
+
+    It is null where the model's words named no option.
+    """
+    return [
+        {
+            "id": item.example.id,
+            "prediction": None if item.prediction.choice is None else item.prediction.letter,
+        }
+        for item in scored
+        if item.correct is None
+    ]
+
+
+def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any] | None) -> None:
+    """Write ``predictions.jsonl``, and ``metrics.json`` or ``submission.jsonl`` or both.
+
+    Args:
+        directory: made if need be; what an earlier report left there is replaced.
+        scored: the questions.
+        numbers: of the labelled ones; None if none is labelled.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, SUBMISSION):
+        (directory / name).unlink(missing_ok=True)
+    write_jsonl(directory / "predictions.jsonl", prediction_rows(scored))
+    if numbers is not None:
+        write_json(directory / METRICS, numbers)
+    if open_ones := submission_rows(scored):
+        write_jsonl(directory / SUBMISSION, open_ones)

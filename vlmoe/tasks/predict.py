@@ -1,0 +1,258 @@
+"""One picture, one question, some options -> an answer. Evaluation and demo both use this.
+
+Also an open question -> an answer token by token, and what the routers did with either.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, TokenRouting
+from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
+from vlmoe.errors import UserError
+from vlmoe.models.family import Patches
+from vlmoe.models.forward import logits_at
+from vlmoe.tasks.collator import Collator
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model chose, and what it was read off: one of the last three.
+
+    Attributes:
+        choice: index of the chosen option (the first of equals), or None if the model's words
+            name none.
+        probabilities: of each option's letter, normalised over the options there are.
+        scores: mean log-likelihood of a token of each option's text.
+        text: what the model said.
+    """
+
+    choice: int | None
+    probabilities: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    text: str | None = None
+
+    @property
+    def letter(self) -> str:
+        """The chosen option's letter. Raises ``ValueError`` if none was chosen."""
+        if self.choice is None:
+            raise ValueError(f"no option was chosen by {self.text!r}")
+        return LETTERS[self.choice]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model has said up to now.
+
+    Attributes:
+        text: all of it, without the spaces around.
+        tokens: the ids it is made of.
+        end: empty while it goes on; then ``end`` (it had no more to say), ``length`` or ``time``.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    end: str = ""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What one adapter's routers did with a picture, a question and an answer.
+
+    Attributes:
+        layers: every token's gates in every adapted layer, in the model's order. The vision
+            tower's tokens are the class token and then the patches, row by row.
+        table: the same as shares of each layer's experts.
+        tokens: the language tower's tokens as text.
+        picture: which of them are the picture's; empty without one.
+        patches: of the picture, as the vision tower got it; None without one, or where its tokens
+            have no place on it.
+    """
+
+    layers: list[TokenRouting]
+    table: list[LayerRouting]
+    tokens: list[str]
+    picture: range
+    patches: Patches | None
+
+    def leading(self, layer: TokenRouting) -> list[int]:
+        """The leading expert of each patch in a layer of the vision tower, row by row."""
+        assert self.patches is not None
+        return layer.leading[-self.patches.rows * self.patches.columns :]
+
+
+class Predictor:
+    """Scores options by the logits of their letters, one forward pass for a whole batch.
+
+    Subclasses (``vlmoe.tasks.readings``) read the answer off the model in other ways.
+
+    Args:
+        model: LLaVA, adapted or not; it stays in the mode it is found in between calls.
+        collator: made for that model.
+    """
+
+    def __init__(self, model: nn.Module, collator: Collator):
+        self.model = model
+        self.collator = collator
+
+    @property
+    def shares(self) -> bool:
+        """Whether the orders of one question's options cost little more than one of them."""
+        return self.collator.sharing_fault is None
+
+    @property
+    def collate(self) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
+        """Makes the batches that ``choose_batch`` takes; it holds no model."""
+        return self.collator.scoring
+
+    def choose(
+        self, image: Image.Image | None, question: str, choices: Sequence[str]
+    ) -> Prediction:
+        """Answer one question. Raises ``UserError`` on an empty question or too few options."""
+        return self.choose_all([self.example(image, question, choices)])[0]
+
+    def example(self, image: Image.Image | None, question: str, choices: Sequence[str]) -> Example:
+        """One question as an example. Raises ``UserError`` as ``choose`` does."""
+        wrong = fault(question, tuple(choices), UNLABELLED)
+        if wrong:
+            raise UserError(wrong)
+        return Example("question", image, question, tuple(choices), UNLABELLED)
+
+    def choose_all(self, examples: Sequence[Example]) -> list[Prediction]:
+        """Answer a batch of examples, in their order."""
+        return self.choose_batch(self.collate(examples), examples)
+
+    @torch.inference_mode()
+    def choose_batch(
+        self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """Answer a batch that ``collate`` made of these examples; their pictures are not needed."""
+        with _evaluating(self.model):
+            return self._answer(self._moved(batch), examples)
+
+    def stream(
+        self,
+        batch: dict[str, torch.Tensor],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seconds: float = math.inf,
+    ) -> Iterator[Said]:
+        """Answer an open question, token by token.
+
+        Nothing is held between two steps: the model may serve others meanwhile, and a caller who
+        wants no more just stops asking.
+
+        Args:
+            batch: one row, as ``collator.talking`` makes it.
+            max_new_tokens: tokens to say at most.
+            temperature: 0 says the likeliest token, more samples from softmax(logits / it).
+            seconds: after which no further token is begun.
+
+        Yields:
+            After every token all that was said; the last one has an ``end``.
+        """
+        finish = time.monotonic() + seconds
+        reader = self.collator.reader
+        inputs, cache, tokens, end = self._moved(batch), None, [], ""
+        while not end:
+            token, cache = self._next(inputs, cache, temperature)
+            inputs = {"input_ids": torch.full_like(inputs["input_ids"][:, :1], token)}
+            if token in reader.ends:
+                end = "end"
+            else:
+                tokens.append(token)
+                if len(tokens) >= max_new_tokens:
+                    end = "length"
+                elif time.monotonic() >= finish:
+                    end = "time"
+            text = str(reader.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+            # A letter of several bytes may have come in half.
+            yield Said(text if end else text.rstrip("\ufffd"), tuple(tokens), end)
+
+    @torch.inference_mode()
+    def experts(
+        self,
+        batch: dict[str, torch.Tensor],
+        said: Sequence[int] = (),
+        adapter_name: str = "default",
+    ) -> Experts:
+        """What the routers of an adapter, which must be active, do with a question.
+
+        Args:
+            batch: one row, as ``collator.talking`` or ``collator.scoring`` makes it.
+            said: the tokens of the answer, which follow it.
+            adapter_name: whose routers.
+        """
+        assert len(batch["input_ids"]) == 1, batch["input_ids"].shape
+        ids = torch.cat([batch["input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
+        whole = self._moved({**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        recorder = RoutingRecorder(self.model, adapter_name)
+        with _evaluating(self.model), recorder.record() as recording:
+            self.model(**whole, logits_to_keep=1, use_cache=False)
+        recorder.count(recording)
+        reader = self.collator.reader
+        at = [place for place, token in enumerate(ids[0].tolist()) if token == reader.image_token]
+        return Experts(
+            layers=recorder.by_token(recording),
+            table=recorder.read(),
+            tokens=[
+                _readable(piece)
+                for piece in reader.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+            ],
+            picture=range(at[0], at[-1] + 1) if at else range(0),
+            patches=reader.patches(batch),
+        )
+
+    @torch.inference_mode()
+    def _next(
+        self, inputs: dict[str, torch.Tensor], cache: Any, temperature: float
+    ) -> tuple[int, Any]:
+        with _evaluating(self.model):
+            out = self.model(**inputs, past_key_values=cache, logits_to_keep=1, use_cache=True)
+        logits = out.logits[0, -1].float()
+        if temperature > 0:
+            token = torch.multinomial((logits / temperature).softmax(-1), 1)
+        else:
+            token = logits.argmax()
+        return int(token), out.past_key_values
+
+    def _moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        device = next(self.model.parameters()).device
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+    def _answer(
+        self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        letters = logits_at(self.model, batch)[:, list(self.collator.letter_ids)].float().cpu()
+        predictions = []
+        for row, example in zip(letters, examples, strict=True):
+            probabilities = row[: len(example.choices)].double().softmax(-1)
+            predictions.append(
+                Prediction(int(probabilities.argmax()), tuple(probabilities.tolist()))
+            )
+        return predictions
+
+
+def _readable(piece: str) -> str:
+    """A token as people write it: a space for SentencePiece's mark, a new line for its byte."""
+    return piece.replace("\u2581", " ").replace("<0x0A>", "\n")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
