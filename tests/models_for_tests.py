@@ -7,17 +7,22 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipVisionConfig,
 )
 
 import vlmoe.models
 from vlmoe.data.example import Example
-from vlmoe.models.families.llava import conversation
+from vlmoe.models.families.llava import SiglipImageProcessorPil, conversation
 from vlmoe.tasks.prompt import PromptStyle
+
+TINY = Path(vlmoe.models.__file__).parent / "tiny"
 
 
 def small_llava(
@@ -94,13 +99,86 @@ def save_small_llava(directory: Path, seed: int = 0, width: int = 32) -> Path:
 
     What a user's ``--model PATH`` points to: a directory in transformers format.
     """
-    tiny = Path(vlmoe.models.__file__).parent / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
     model = small_llava(seed, image_size=64, patch_size=16, width=width, vocab=len(tokenizer))
     model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     model.save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
-        shutil.copy(tiny / name, directory)
+        shutil.copy(TINY / name, directory)
+    return directory
+
+
+TEXT_KINDS = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4")
+
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template as Qwen and many others have it; letters stand behind a new line."""
+
+
+def save_small_text(directory: Path, kind: str = "llama", template: str | None = None) -> Path:
+    """Save a small random language model of an exact class, with the tokenizer of ``tiny``.
+
+    Args:
+        directory: where.
+        kind: its ``model_type``.
+        template: a chat template; its markup ``<|im_start|>``, ``<|im_end|>`` becomes tokens.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    if template:
+        marks = ["<|im_start|>", "<|im_end|>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+        tokenizer.chat_template = template
+        tokenizer.eos_token = marks[1]
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"head_dim": 8} if kind in ("qwen3", "glm", "glm4") else {}),
+        **({"sliding_window": None} if kind == "mistral" else {}),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # as they come, all tokens are nearly as likely
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def save_small_siglip_llava(directory: Path) -> Path:
+    """Save a small random LLaVA with a SigLIP tower, of which every layer and token is read."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    base = small_llava(image_size=64, patch_size=16, vocab=len(tokenizer)).config
+    base.vision_config = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        vision_use_head=False,
+    )
+    base.vision_feature_layer, base.vision_feature_select_strategy = -1, "full"
+    base.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlavaForConditionalGeneration(base).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    side = {"height": 64, "width": 64}
+    SiglipImageProcessorPil(size=side).save_pretrained(directory)
     return directory
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vlmoe.adapter import factor_pairs, gates
-from vlmoe.models.load import UNQUANTIZED
+from vlmoe.models.families.llava import LLAVA
 from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_model, size_config
 from vlmoe.optim.recipe import build_optimizer
 from vlmoe.train import footprint, plan, setup
@@ -24,7 +24,9 @@ def to_nf4(model: nn.Module) -> None:
     bnb = pytest.importorskip("bitsandbytes")
     for path, parent in list(model.named_modules()):
         for name, layer in list(parent.named_children()):
-            if not isinstance(layer, nn.Linear) or any(n in f"{path}.{name}" for n in UNQUANTIZED):
+            if not isinstance(layer, nn.Linear) or any(
+                n in f"{path}.{name}" for n in LLAVA.unquantized
+            ):
                 continue
             new = bnb.nn.Linear4bit(
                 layer.in_features,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import PreTrainedModel
 
-from vlmoe.models.family import family_of
 from vlmoe.models.random import ANSWER_TOKENS, random_batch
 from vlmoe.train.loop import answer_loss
 
@@ -89,14 +87,14 @@ def piece_peak(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     return counter.peak
 
 
-def base_bytes(model: PreTrainedModel, quantize: str) -> int:
+def base_bytes(model: nn.Module, quantize: str, unquantized: Sequence[str]) -> int:
     """Memory of a base's weights, quantized as ``load_base`` would do it, from its shapes.
 
     4 bit: half a byte a weight; for every 64 an 8-bit scale, for every 256 of those one of 32 bits.
-    8 bit: one byte a weight, for every row a scale of 32 bits.
+    8 bit: one byte a weight, for every row a scale of 32 bits. What ``unquantized`` names keeps its
+    own.
     """
     total = bytes_of(model.buffers())
-    unquantized = family_of(model.config).unquantized
     small: set[int] = set()
     for path, module in model.named_modules():
         kept = any(name in path for name in unquantized)

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
 from vlmoe.data.mix import Mixture
+from vlmoe.models.family import family_of
 from vlmoe.models.load import resolve_dtype
 from vlmoe.models.random import ANSWER_TOKENS, random_model, size_config
 from vlmoe.optim.recipe import recipe
@@ -52,7 +53,7 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
     assert shape is not None
     with FakeTensorMode() as unreal:
         base = random_model(size_config(shape), "cpu", dtype)
-        frozen = base_bytes(base, config.quantize)
+        frozen = base_bytes(base, config.quantize, family_of(base.config).unquantized)
         model = setup.adapt(base, config)
         table = adapter_table(model)
     piece = {name: unreal.from_tensor(value) for name, value in random_piece(base, rows).items()}

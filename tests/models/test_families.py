@@ -1,0 +1,237 @@
+"""What every family promises, on a small random model of the exact class, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+from tests.models_for_tests import (
+    CHATML,
+    TEXT_KINDS,
+    save_small_llava,
+    save_small_siglip_llava,
+    save_small_text,
+)
+from vlmoe.data.example import Example
+from vlmoe.data.turn import Turn
+from vlmoe.errors import UserError
+from vlmoe.models.family import FAMILIES, Family, Reader, family_of
+from vlmoe.models.load import load_base
+from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.readings import make_predictor
+from vlmoe.tasks.score import score
+from vlmoe.train.config import TrainConfig
+from vlmoe.train.loop import answer_loss
+from vlmoe.train.setup import adapt
+
+ROOT = Path(__file__).parents[2]
+BASES: dict[str, Callable[[Path], Path]] = {
+    "llava": save_small_llava,
+    "llava-siglip": save_small_siglip_llava,
+    **{kind: lambda folder, kind=kind: save_small_text(folder, kind) for kind in TEXT_KINDS},
+    "llama-chat": lambda folder: save_small_text(folder, "llama", CHATML),
+}
+
+
+@pytest.fixture(scope="module", params=BASES)
+def folder(request, tmp_path_factory):
+    return BASES[request.param](tmp_path_factory.mktemp("families") / request.param)
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return load_base(str(folder))
+
+
+def questions(base, count: int = 3) -> list[Example]:
+    """Some about two pictures of two sizes where the base sees; without one, orders of one."""
+    pictures: list[Image.Image | None] = [None]
+    if family_of(base.model.config).sees:
+        pictures = [Image.new("RGB", (40, 20), "red"), Image.new("RGB", (30, 50), "blue"), None]
+    return [
+        Example(
+            f"{at}-{number}",
+            picture,
+            "What colour is the ring?" + " Which?" * number * (picture is not None),
+            ("Red.", "A blue star.", "Green.", "No.")[number : number + 2 + number % 2],
+            number % 2,
+        )
+        for at, picture in enumerate(pictures)
+        for number in range(count)
+    ]
+
+
+def test_members_are_few():
+    for protocol in (Family, Reader):
+        members = {name for name in vars(protocol) if not name.startswith("_")}
+        assert len(members | set(protocol.__annotations__)) <= 9
+
+
+@pytest.mark.parametrize("prompt", ["llava", "paper"])
+def test_loss_is_transformers_own(base, prompt):
+    """Each question alone through the stock forward pass, its answer behind it."""
+    collator = Collator.of(base.reader, prompt=prompt)
+    expected = 0.0
+    for example in questions(base):
+        alone = collator.training([example])
+        # As a user of transformers has it: no position, no mask of ours.
+        inputs = {name: alone[name] for name in ("input_ids", "pixel_values") if name in alone}
+        logits = base.model(**inputs).logits[0]
+        expected += cross_entropy(logits[alone["read_at"][0]], alone["labels"][0], reduction="sum")
+    batch = collator.training(questions(base))
+    torch.testing.assert_close(answer_loss(base.model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_answers_are_what_the_conversation_says(base):
+    for prompt, words in (("llava", "B"), ("paper", "The answer is B.")):
+        collator = Collator.of(base.reader, prompt=prompt)
+        turns = [collator.style.turn(questions(base)[-1], picture=False)]
+        asked, answered = (base.reader.render(turns, answer=answer) for answer in (None, words))
+        assert answered == [*asked, *collator.answer(1)]
+        assert answered[-1] in base.reader.ends
+        assert sum(token in base.reader.ends for token in answered[len(asked) :]) == 1
+        said = base.reader.tokenizer.decode(answered[len(asked) : -1])
+        assert said.replace(" ", "") == words.replace(" ", "")  # Qwen's class takes spaces away
+        tokenizer = base.reader.tokenizer
+        begun = (
+            bool(tokenizer.chat_template) or tokenizer.bos_token_id in tokenizer("a")["input_ids"]
+        )
+        assert answered.count(tokenizer.bos_token_id) == begun
+
+
+def test_shared_is_alone_with_every_gradient(base):
+    config = TrainConfig(model=base.name, experts=3, top_k=2, rank=2, dropout=0.0)
+    torch.manual_seed(0)
+    model = adapt(base.model, config)
+    try:
+        for name, parameter in model.named_parameters():
+            if "moe_lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        collator = Collator.of(base.reader)
+        assert collator.sharing_fault is None
+        gradients, losses = [], []
+        for fault in (None, "as a test has it"):
+            batch = replace(collator, sharing_fault=fault).training(questions(base))
+            assert ("seen_until" in batch) == (fault is None)
+            model.zero_grad()
+            losses.append(answer_loss(model, batch))
+            losses[-1].backward()
+            gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients[0].items():
+            assert gradient is not None, name
+            torch.testing.assert_close(gradient, gradients[1][name], rtol=2e-5, atol=2e-5)
+        towers = {"vision" if "vision_tower" in name else "language" for name in gradients[0]}
+        assert ("vision" in towers) == family_of(base.model.config).sees
+    finally:
+        model.unload()
+
+
+@pytest.mark.parametrize("scoring", ["letter", "option", "generate"])
+def test_answers_do_not_depend_on_the_batch(base, scoring):
+    predictor = make_predictor(scoring, base.model, Collator.of(base.reader), 4)
+    asked = questions(base)
+    found = [score(predictor, asked, batch_size=size) for size in (1, 3, len(asked))]
+    for one, three, all_ in zip(*found, strict=True):
+        assert one.prediction.choice == three.prediction.choice == all_.prediction.choice
+        assert one.prediction.text == all_.prediction.text
+        assert all_.prediction.probabilities == pytest.approx(
+            one.prediction.probabilities, abs=1e-5
+        )
+        assert all_.prediction.scores == pytest.approx(one.prediction.scores, abs=1e-5)
+
+
+def test_streaming_says_what_generating_says(base):
+    asked = questions(base, 1)[-1]
+    predictor = make_predictor("generate", base.model, Collator.of(base.reader), 5)
+    (whole,) = predictor.choose_all([asked])
+    turns = [predictor.collator.style.turn(asked, picture=False)]
+    *_, said = predictor.stream(predictor.collator.talking(None, turns, 5), max_new_tokens=5)
+    assert said.text == whole.text
+
+
+def test_in_four_bits_the_named_modules_keep_their_weights(folder):
+    bnb = pytest.importorskip("bitsandbytes")
+    base = load_base(str(folder), quantize="4bit")
+    family = family_of(base.model.config)
+    packed = [n for n, part in base.model.named_modules() if isinstance(part, bnb.nn.Linear4bit)]
+    assert any("self_attn" in name for name in packed)
+    assert not any(name.startswith(family.unquantized) for name in packed)
+    batch = Collator.of(base.reader).training(questions(base))
+    assert torch.isfinite(answer_loss(base.model, batch))
+
+
+def test_a_template_without_an_end_gets_one(tmp_path):
+    """GLM-4's ends nothing: the next turn's mark follows the answer."""
+    template = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    template += "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    base = load_base(str(save_small_text(tmp_path / "model", "glm4", template)))
+    tokenizer = base.reader.tokenizer
+    ids = base.reader.render([Turn("What?")], answer="A star.")
+    assert tokenizer.decode(ids) == (
+        "<s><|im_start|>user\nWhat?<|im_start|>assistant\nA star.<|im_end|>"
+    )
+
+
+def test_thinking_is_off_and_the_date_is_pinned(tmp_path):
+    template = CHATML.replace(
+        "assistant\n", "assistant\n{% if enable_thinking is not false %}<think>{% endif %}"
+    ).replace("{{ bos_token }}", "{{ bos_token }}{{ date_string | default('today') }} ")
+    base = load_base(str(save_small_text(tmp_path / "model", "qwen3", template)))
+    text = base.reader.tokenizer.decode(base.reader.render([Turn("What?")]))
+    assert "think" not in text
+    assert "26 Jul 2024" in text
+
+
+def test_a_template_that_rewrites_the_question_is_refused(tmp_path):
+    template = CHATML.replace("{{ message.content }}", "{{ messages | length }}")
+    base = load_base(str(save_small_text(tmp_path / "model", "qwen2", template)))
+    with pytest.raises(UserError, match="writes a question otherwise"):
+        Collator.of(base.reader)
+
+
+def test_every_end_of_the_generation_config_ends_an_answer(tmp_path):
+    folder = save_small_text(tmp_path / "model", "glm4")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9]}))
+    assert load_base(str(folder)).reader.ends == {2, 7, 9}
+
+
+def test_earlier_turns_and_markup_that_the_model_spelt_out(base):
+    end = base.reader.tokenizer.eos_token
+    turns = [Turn("What is it?", f"A {end}ring."), Turn("Which colour?")]
+    plain = [replace(turns[0], answer="A ring."), turns[1]]
+    assert base.reader.render(turns) == base.reader.render(plain)
+    text = base.reader.tokenizer.decode(base.reader.render(turns)).replace(" ", "")
+    assert text.index("Whatisit?") < text.index("ring.") < text.index("Whichcolour?")
+
+
+def test_a_language_model_is_shown_no_picture(tmp_path):
+    base = load_base(str(save_small_text(tmp_path / "model")))
+    seen = replace(questions(base)[0], image=Image.new("RGB", (9, 9)))
+    with pytest.raises(UserError, match="reads text alone"):
+        Collator.of(base.reader).training([seen])
+    with pytest.raises(UserError, match="reads text alone"):
+        base.reader.render([Turn("<image>What?")])
+
+
+def test_nobody_else_asks_for_a_models_type():
+    """What depends on the kind of base stands in its family."""
+    kinds = "|".join(kind for kind in FAMILIES if kind != "llava")  # a prompt's name, too
+    asks = re.compile(rf"model_type|isinstance\([^)]*(Llava|Llama)|[\"']({kinds})[\"']")
+    inside = ROOT / "vlmoe" / "models"
+    found = []
+    for path in sorted([*(ROOT / "vlmoe").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]):
+        of_one_base = "lessons" in path.parts or path.name == "build_tiny.py"
+        if inside in path.parents or of_one_base:
+            continue
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found += [f"{path}: {line.strip()}" for line in lines if asks.search(line)]
+    assert found == []
