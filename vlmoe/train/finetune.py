@@ -69,8 +69,9 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             )
         use_attention(base.model, config.attention)
         collator = setup.make_collator(base, config)
-        examples, skipped = trainable(load_mixture(data, "train"), collator)
-        check_pictures(accelerator, examples, validation, test)
+        questions = load_mixture(data, "train")
+        check_pictures(accelerator, collator, config.model, questions, validation, test)
+        examples, skipped = trainable(questions, collator)
         check_lengths(collator, validation, test)
 
         torch.manual_seed(config.seed)

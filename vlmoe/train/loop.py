@@ -185,7 +185,8 @@ def train(
             run.routing.read(add_up)
         else:
             run.health.good()
-            if not checked and any("pixel_values" in part for part in parts):
+            seen = any("pixel_values" in part for part in parts)
+            if not checked and (seen or "vision" not in run.routing.towers):
                 check_gradients(run.model, loss_scaled=accelerator.scaler is not None)
                 checked = True
             if accelerator.sync_gradients:

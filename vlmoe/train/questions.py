@@ -82,12 +82,28 @@ def check_lengths(collator: Collator, *parts: Mixture | None) -> None:
             )
 
 
-def check_pictures(accelerator: Accelerator, *parts: Mixture | None) -> None:
-    """With FSDP every process must run the vision tower in every piece.
+def check_pictures(
+    accelerator: Accelerator, collator: Collator, model: str, *parts: Mixture | None
+) -> None:
+    """Whether the base can be shown what there is, and in the way it is spread over processes.
+
+    With FSDP every process must run the vision tower in every piece.
 
     Raises:
-        UserError: there are questions without a picture, and the model is sharded.
+        UserError: there are pictures, and the base reads text alone; or there are questions without
+            a picture, and the model is sharded.
     """
+    if collator.reader.image_token is None:
+        for part in filter(None, parts):
+            shown = [at for at in range(len(part)) if part.image_key(at) is not None]
+            if shown:
+                name = part.text(shown[0]).dataset
+                raise UserError(
+                    f"{len(shown)} of {len(part)} questions have a picture, such as those of the "
+                    f"dataset {name}, and {model} reads text alone: take a base that sees, or a "
+                    "dataset without pictures"
+                )
+        return
     if ranks.is_sharded(accelerator):
         for part in filter(None, parts):
             lacking = sum(part.image_key(at) is None for at in range(len(part)))
