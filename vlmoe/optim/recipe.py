@@ -50,10 +50,13 @@ def build_optimizer(
         gates: the routers' parameters; they get the plain update of the family.
         lr: of the experts and the others, per optimizer step; None takes the recipe's.
         gate_lr: of the gates.
-        damping, damping_mode: see ``precondition.damped_inverse``; only names with an r.
+        damping: see ``precondition.damped_inverse``; only names with an r.
+        damping_mode: likewise.
         weight_decay: decoupled for AdamW, added to the gradient for SGD.
-        betas, eps, bias_correction: AdamW only, see ``RiemannianAdamW``.
+        betas: AdamW only, see ``RiemannianAdamW``.
+        eps: likewise.
         momentum: SGD only.
+        bias_correction: AdamW only, see ``RiemannianAdamW``.
         other_params: anything else that trains; it gets the plain update.
 
     Returns:

@@ -238,7 +238,8 @@ class RiemannianSGD(RiemannianOptimizer):
     Args:
         groups: see ``RiemannianOptimizer``.
         lr: learning rate, per optimizer step.
-        momentum, weight_decay: as in ``torch.optim.SGD``.
+        momentum: as in ``torch.optim.SGD``.
+        weight_decay: likewise.
         damping: delta > 0.
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
 
@@ -321,7 +322,8 @@ class RiemannianAdamW(RiemannianOptimizer):
     Args:
         groups: see ``RiemannianOptimizer``.
         lr: learning rate, per optimizer step.
-        betas, eps: as in ``torch.optim.AdamW`` (eps is added to the corrected root).
+        betas: as in ``torch.optim.AdamW``.
+        eps: likewise, added to the corrected root.
         weight_decay: decoupled, W <- W - lr weight_decay W.
         damping: delta > 0.
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
