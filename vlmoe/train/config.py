@@ -122,7 +122,8 @@ class TrainConfig:
     alpha: float = 16.0
     """the experts' sum is scaled by alpha / rank; goat has a scale of its own and leaves it out"""
     balance_loss: float = 0.0
-    """weight of the load-balancing loss, which is 1 for an even router; GOAT's is 1e-3"""
+    """weight of the load-balancing loss, which is 1 for an even router (docs/methods.md says what
+    GOAT's 1e-3 comes to here)"""
     dropout: float = 0.05
     """share of a layer's inputs that its experts do not see, in training"""
     gate_rescale: str | None = None
