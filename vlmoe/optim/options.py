@@ -18,22 +18,19 @@ def _share(value: Any) -> bool:
 
 
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "lr": ("at least 0", _at_least_0),
-    "gate_lr": ("at least 0", _at_least_0),
-    "damping": ("above 0", lambda value: 0 < value < math.inf),
+    "lr": ("at least 0 and finite", _at_least_0),
+    "gate_lr": ("at least 0 and finite", _at_least_0),
+    "damping": ("above 0 and finite", lambda value: 0 < value < math.inf),
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
-    "weight_decay": ("at least 0", _at_least_0),
+    "weight_decay": ("at least 0 and finite", _at_least_0),
     "momentum": ("in [0, 1)", _share),
     "betas": ("in [0, 1)", lambda value: all(map(_share, value))),
-    "eps": ("at least 0", _at_least_0),
+    "eps": ("at least 0 and finite", _at_least_0),
 }
 
 
 def option_faults(options: Mapping[str, Any]) -> list[str]:
-    """What is out of range, a sentence each. Options without a range here are not looked at.
-
-    A number must also be finite.
-    """
+    """What is out of range, a sentence each. Options without a range here are not looked at."""
     return [
         f"{name} must be {bound}, got {options[name]!r}"
         for name, (bound, holds) in _RANGES.items()
