@@ -1,4 +1,4 @@
-"""Make the pictures of the demo that stand in the README, in a real headless Chromium.
+"""Make the demo's pictures for README and docs, in a real headless Chromium.
 
     python demo/screenshots.py --url http://127.0.0.1:7860 --out docs/images
     python demo/screenshots.py --url http://127.0.0.1:7860 --out /tmp/looks --every-look

@@ -30,7 +30,7 @@ from peft import get_peft_model
 
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
-from vlmoe.benchmark.optimizers import FAMILIES, optimizer_works, random_pairs
+from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
 from vlmoe.benchmark.packing import ALONE, packing_works
 from vlmoe.benchmark.steps import VARIANTS, step_works
 from vlmoe.choices import DTYPES, SIZES
@@ -38,6 +38,7 @@ from vlmoe.errors import UserError, run_command
 from vlmoe.files import write_json
 from vlmoe.models.load import resolve_device, resolve_dtype
 from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
+from vlmoe.optim.families import FAMILIES
 
 PARTS = ("step", "memory", "optimizer", "packing")
 

@@ -143,10 +143,14 @@ def adamw_step(
     return weight - lr * weight_decay * weight - lr * m / (v.sqrt() + eps)
 
 
+UPDATES = {"sgd": sgd_step, "adamw": adamw_step}
+"""Of each family."""
+
+
 def optimizer_step(
     name, pairs, gates, states, lr, gate_lr, damping=1e-6, damping_mode="absolute", **options
 ):
-    """One step of any of the eight optimizers, a loop over layers and experts.
+    """One step of any of the optimizers, a loop over layers and experts.
 
     Args:
         name: such as "grsgd"; whether there is a g does not matter here.
@@ -157,8 +161,11 @@ def optimizer_step(
     Returns:
         New pairs and new gates, detached.
     """
-    riemannian = name.lstrip("g").startswith("r")
-    update = adamw_step if name.endswith("adamw") else sgd_step
+    riemannian, update = {
+        prefix + family: ("r" in prefix, step)
+        for family, step in UPDATES.items()
+        for prefix in ("", "r", "g", "gr")
+    }[name]
     new_pairs = []
     for layer, (stored_A, stored_B) in enumerate(pairs):
         new_A, new_B = stored_A.detach().clone(), stored_B.detach().clone()

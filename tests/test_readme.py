@@ -1,13 +1,23 @@
-"""The map is the real tree, and what the README names is there."""
+"""The map is the real tree, and what README and docs name is there."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
+
+from docs.hooks import LINK, links_of_the_site
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+}
 
 
 def mapped() -> set[str]:
@@ -38,22 +48,91 @@ def test_the_map_leaves_no_module_out():
     assert modules - mapped() == set()
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
-def test_commands_are_there():
-    for script in re.findall(r"python ((?:scripts|data_prep|demo)/\w+\.py)", README):
-        assert (ROOT / script).is_file(), script
-    for config in re.findall(r"--config (\S+\.yaml)", README):
+def links(name: str) -> list[tuple[str, str]]:
+    """Path and anchor of every link of a text within the repository."""
+    prose = re.sub(r"^( *)```.*?^\1```$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
+    targets = [link["target"] for link in LINK.finditer(prose)]
+    inside = [target.partition("#") for target in targets if ":" not in target]
+    return [(path, anchor) for path, _, anchor in inside]
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a text's headings, as GitHub makes them (and mkdocs.yml asks for)."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    for path, anchor in links(name):
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_every_page_is_found_from_the_readme():
+    found, new = set(), {"README.md"}
+    while new:
+        found |= new
+        new = {
+            ((ROOT / name).parent / path).resolve().relative_to(ROOT).as_posix()
+            for name in new
+            for path, _ in links(name)
+            if path
+        } & TEXTS.keys() - found
+    assert found == TEXTS.keys()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files_named_in_a_text_are_there(name):
+    """Scripts, modules, tests and settings; not what a reader is to make."""
+    text = TEXTS[name]
+    for path in re.findall(r"\b(?:vlmoe|scripts|data_prep|demo|tests)/[a-z\d_/]+\.py\b", text):
+        # The history is told with names of its own.
+        if f"{path}` of commit" not in text.replace("\n", " "):
+            assert (ROOT / path).is_file(), path
+    for config in re.findall(r"\bconfigs/[\w/]+\.yaml", text):
         assert (ROOT / config).is_file(), config
 
 
-def test_pictures_are_there_and_small():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+\.png)\)", README)
-    assert len(pictures) == 3
-    for name in pictures:
-        content = (ROOT / name).read_bytes()
-        assert content.startswith(b"\x89PNG")
-        assert len(content) < 150_000, name
+@pytest.mark.parametrize("name", TEXTS)
+def test_pictures_are_there_and_small(name):
+    for picture in LINK.finditer(TEXTS[name]):
+        if picture["image"]:
+            content = ((ROOT / name).parent / picture["target"]).read_bytes()
+            assert content.startswith((b"\x89PNG", b"<svg")), picture["target"]
+            assert len(content) < 150_000, picture["target"]
+            assert picture["text"], f"{picture['target']} says nothing to those who cannot see it"
+
+
+def test_the_readme_has_a_picture():
+    assert any(link["image"] for link in LINK.finditer(README))
+
+
+def test_every_flag_has_its_theme():
+    command = [sys.executable, str(ROOT / "scripts" / "train_llava.py"), "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = help_text.partition("\n\n")[0]
+    flags = set(re.findall(r"--[\w-]+", usage)) - {"--no-gradient-checkpointing", "--no-dry-run"}
+    themes = TEXTS["docs/training.md"].partition("| theme | flags |")[2].partition("\n\n")[0]
+    named = re.findall(r"`(--[\w-]+)`", themes)
+    assert sorted(named) == sorted({*flags, "--help"})
+
+
+def test_links_of_the_site():
+    def turned(text, source="docs/data.md"):
+        return links_of_the_site(text, source)
+
+    assert turned("[a](docs/data.md#x)", "README.md") == "[a](data.md#x)"
+    assert turned("![a](docs/images/a.png)", "README.md") == "![a](images/a.png)"
+    assert turned("[a](CONTRIBUTING.md)", "README.md") == "[a](contributing.md)"
+    assert turned("[a](../README.md#start)") == "[a](index.md#start)"
+    assert turned("[a](../../README.md)", "docs/api/data.md") == "[a](../index.md)"
+    assert turned("[a](studies.md)") == "[a](studies.md)"
+    assert turned("[the twins](../tests/reference.py)") == "the twins"
+    assert turned("[a](https://a.org) [b](#b)") == "[a](https://a.org) [b](#b)"

@@ -81,19 +81,19 @@ def test_one_and_twenty_steps_as_the_reference(name, case, monkeypatch):
     if case == "as on an accelerator":
         monkeypatch.setattr(precondition, "stacks", lambda tensor: True)
         monkeypatch.setattr("vlmoe.optim.riemannian.stacks", lambda tensor: True)
-    lr = 2e-2 if OPTIMIZERS[name].family == "sgd" else 5e-2
+    family = OPTIMIZERS[name].family
+    lr = 5e-2 if family.scale_free else 2e-2
     extra = {}
     if case == "weight decay":
         extra = {"weight_decay": 0.1}
     if case == "trace":
         extra = {"damping_mode": "trace"}
     if case == "all options":
-        extra = {"weight_decay": 0.1}
-        if OPTIMIZERS[name].family == "sgd":
-            extra |= {"momentum": 0.9}
+        options = {"weight_decay": 0.1, "momentum": 0.9, "betas": (0.8, 0.9), "eps": 1e-3,
+                   "bias_correction": False}  # fmt: skip
+        extra = {option: value for option, value in options.items() if option in family.takes}
+        if "momentum" in extra:
             lr /= 10
-        else:
-            extra |= {"betas": (0.8, 0.9), "eps": 1e-3, "bias_correction": False}
     ours, slow = Toy(dtype=dtype), Toy(dtype=dtype)
     optimizer = build_optimizer(
         name, ours.pairs, ours.gates, lr=lr, gate_lr=1e-2, damping=1e-4, **extra

@@ -77,6 +77,23 @@ def test_damping_and_its_mode_reach_the_optimizer(base, tmp_path):
     assert (experts["damping"], experts["damping_mode"]) == (1e-2, "trace")
 
 
+def test_a_trial_has_its_own_length_and_is_gone_with_the_block(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(model=base.name, experts=4, top_k=2, rank=2, batch_size=6, device="cpu",
+                         epochs=30, save_steps=1, output="run")  # fmt: skip
+    model = setup.adapt(base.model, config)
+    accelerator = setup.make_accelerator(config)
+    with setup.trial_run(
+        config, accelerator, model, Collator.of(base.reader), 9, steps=2, lr=0.5
+    ) as run:
+        assert (run.steps, run.config.save_steps, run.config.lr) == (2, 0, 0.5)
+        train(run, examples())
+        assert len(run.log.rows()) == 2
+        assert run.log.path.exists()
+    assert not run.log.path.exists()
+    assert not config.run_directory.exists()
+
+
 def test_with_and_without_pictures_in_one_step(base, tmp_path):
     run = make_run(base, tmp_path, batch_size=9, grad_accum=3)
     train(run, examples())

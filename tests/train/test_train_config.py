@@ -118,6 +118,8 @@ def test_all_faults_at_once():
         ({"prompt": "chatty"}, "unknown prompt 'chatty': choose from llava, vmcbench, paper"),
         ({"lr_end_ratio": 2.0}, "lr_end_ratio must be between 0 and 1"),
         ({"damping": -1e-6}, "damping must be above 0"),
+        ({"gate_lr": -1.0}, "gate_lr must be at least 0 and finite, got -1.0"),
+        ({"weight_decay": float("inf")}, "weight_decay must be at least 0 and finite, got inf"),
         ({"damping_mode": "relative"}, "unknown damping_mode 'relative': choose from absolute"),
         ({"seed": -1}, "seed must not be negative"),
         ({"questions_per_image": 0}, "questions_per_image must be at least 1"),

@@ -10,9 +10,8 @@ from peft.optimizers import create_riemannian_optimizer
 from torch import Tensor, nn
 
 from vlmoe.benchmark.measure import Work
-from vlmoe.optim import RiemannianAdamW, RiemannianSGD
+from vlmoe.optim.families import FAMILIES, load
 
-FAMILIES = ("sgd", "adamw")
 DAMPING = 1e-2  # PEFT's default
 LR = 1e-6
 
@@ -34,29 +33,28 @@ def random_pairs(
 
 
 def optimizer_works(family: str, pairs: Sequence[Pair]) -> dict[str, Work]:
-    """The step of ``torch.optim`` (foreach), of this package and of PEFT's wrapper.
+    """The step of ``torch.optim`` (foreach), of this package and of PEFT's wrapper around torch's.
 
     The first two update the same tensors. PEFT's takes one LoRA at a time, so it gets a copy of
-    every expert's pair as a LoRA of its own.
+    every expert's pair as a LoRA of its own. Of a family that torch does not have, ours is alone.
 
     Args:
-        family: "sgd" or "adamw".
+        family: a name in ``FAMILIES``.
         pairs: from ``random_pairs``.
     """
-    flat = [factor for pair in pairs for factor in pair]
-    torchs, ours = {
-        "sgd": (torch.optim.SGD, RiemannianSGD),
-        "adamw": (torch.optim.AdamW, RiemannianAdamW),
-    }[family]
-    plain: Any = torchs(flat, lr=LR, foreach=True)
-    riemannian = ours([{"pairs": list(pairs)}], lr=LR, damping=DAMPING)
-    loras: Any = _as_single_loras(pairs)  # it asks for a PeftModel, and reads its names only
-    wrapped = create_riemannian_optimizer(loras, torchs, lr=LR, reg=DAMPING, foreach=True)
-    steps = {
-        f"torch.optim {family}": plain.step,
-        f"r{family}": riemannian.step,
-        f"PEFT wrapper, {family}": wrapped.step,
-    }
+    found = FAMILIES[family]
+    ours = load(found.optimizer)([{"pairs": list(pairs)}], lr=LR, damping=DAMPING)
+    steps = {f"r{family}": ours.step}
+    if found.torch_optimizer:
+        torchs = load(found.torch_optimizer)
+        flat = [factor for pair in pairs for factor in pair]
+        loras: Any = _as_single_loras(pairs)  # it asks for a PeftModel, and reads its names only
+        wrapped = create_riemannian_optimizer(loras, torchs, lr=LR, reg=DAMPING, foreach=True)
+        steps = {
+            f"torch.optim {family}": torchs(flat, lr=LR, foreach=True).step,
+            **steps,
+            f"PEFT wrapper, {family}": wrapped.step,
+        }
     return {name: Work(lambda: None, step) for name, step in steps.items()}
 
 

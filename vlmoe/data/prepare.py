@@ -119,7 +119,9 @@ def write_dataset(
     Args:
         out: the folder to make.
         records: all splits, in the order to be kept; read once, as it comes.
-        source, tool, seed: noted in the manifest.
+        source: noted in the manifest, like the next two.
+        tool: what made the dataset.
+        seed: that splits or options were drawn by, if any.
         about: what else the manifest should say of the source.
         total: records there are, for the progress bar.
         max_rejected: largest share of records that may be unusable, from 0 to 1.

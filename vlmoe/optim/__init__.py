@@ -1,18 +1,42 @@
-"""Optimizers: the Riemannian preconditioner, SGD and AdamW on top of it, and their names."""
+"""Optimizers: the Riemannian preconditioner, the updates on top of it, and their names.
 
-from vlmoe.choices import OPTIMIZERS, Recipe
-from vlmoe.optim.precondition import FactorisationError
-from vlmoe.optim.recipe import build_optimizer, clip_gates, linear_schedule, recipe
-from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
+What needs torch is imported when it is asked for: settings are checked with the names alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlmoe.optim.families import FAMILIES, OPTIMIZERS, Family, Recipe
+
+if TYPE_CHECKING:
+    from vlmoe.optim.precondition import FactorisationError
+    from vlmoe.optim.recipe import build_optimizer, clip_gates, linear_schedule
+    from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
 
 __all__ = [
+    "FAMILIES",
     "OPTIMIZERS",
     "FactorisationError",
+    "Family",
     "Recipe",
     "RiemannianAdamW",
     "RiemannianSGD",
     "build_optimizer",
     "clip_gates",
     "linear_schedule",
-    "recipe",
 ]
+
+_AT = {
+    "FactorisationError": "precondition",
+    "RiemannianAdamW": "riemannian",
+    "RiemannianSGD": "riemannian",
+    "build_optimizer": "recipe",
+    "clip_gates": "recipe",
+    "linear_schedule": "recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _AT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_AT[name]}"), name)

@@ -121,7 +121,8 @@ def inverse_grams(
 
     Args:
         factors: each (..., r, w); half precision is promoted to float32.
-        damping, mode: as in ``damped_inverse``.
+        damping: as in ``damped_inverse``.
+        mode: likewise.
     """
     grams: list[Tensor] = list(factors)
     for block in blocks(factors):
@@ -235,7 +236,8 @@ def precondition(
     Args:
         pairs: (A, B) of each layer, A (..., r, in) and B (..., r, out).
         grads: (dA, dB) of each layer, in the same shapes.
-        damping, mode: as in ``damped_inverse``.
+        damping: as in ``damped_inverse``.
+        mode: likewise.
 
     Returns:
         The new (dA, dB) in the dtype of the old, and how many of the matrices needed more

@@ -10,20 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from vlmoe.choices import DAMPING_MODES, OPTIMIZERS, Recipe
 from vlmoe.errors import UserError
-from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of a name.
-
-    Raises:
-        UserError: no such name; lists those there are.
-    """
-    if name not in OPTIMIZERS:
-        raise UserError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name]
+from vlmoe.optim.families import GATE_LR, parse
+from vlmoe.optim.options import option_faults
 
 
 def build_optimizer(
@@ -32,7 +21,7 @@ def build_optimizer(
     gates: Sequence[Tensor],
     *,
     lr: float | None = None,
-    gate_lr: float = 3e-8,
+    gate_lr: float = GATE_LR,
     damping: float = 1e-6,
     damping_mode: str = "absolute",
     weight_decay: float = 0.0,
@@ -45,54 +34,48 @@ def build_optimizer(
     """The optimizer of a name, with its param groups "experts", "gates" and "other".
 
     Args:
-        name: one of ``OPTIMIZERS``.
+        name: one of ``families.OPTIMIZERS``.
         pairs: (A, B) of every adapted layer, A (E, r, in) and B (E, r, out).
         gates: the routers' parameters; they get the plain update of the family.
-        lr: of the experts and the others, per optimizer step; None takes the recipe's.
+        lr: of the experts and the others, per optimizer step; None takes the family's.
         gate_lr: of the gates.
-        damping, damping_mode: see ``precondition.damped_inverse``; only names with an r.
-        weight_decay: decoupled for AdamW, added to the gradient for SGD.
-        betas, eps, bias_correction: AdamW only, see ``RiemannianAdamW``.
-        momentum: SGD only.
+        damping: see ``precondition.damped_inverse``; only names with an r.
+        damping_mode: likewise.
+        weight_decay: goes to the families that take it, see ``families.FAMILIES`` and the classes
+            named there.
+        betas: likewise.
+        eps: likewise.
+        momentum: likewise.
+        bias_correction: likewise.
         other_params: anything else that trains; it gets the plain update.
 
     Returns:
-        ``RiemannianSGD`` or ``RiemannianAdamW`` for names with an r, ``torch.optim.SGD`` or
-        ``AdamW`` for those without (for AdamW without bias correction, which torch does not
-        have, ``RiemannianAdamW`` with no pairs declared). Groups with nothing in them are
-        left out.
+        The family's class for names with an r, torch's own for those without (where torch has it
+        with these options; else the family's class with no pairs declared). Groups with nothing
+        in them are left out.
 
     Raises:
         UserError: an unknown name, or options out of range.
         ValueError: pairs that do not fit together, or none.
     """
-    chosen = recipe(name)
+    chosen = parse(name)
     if not pairs:
         raise ValueError("no (A, B) pairs: the model has no adapted layer to train")
-    lr = chosen.lr if lr is None else lr
-    faults = [
-        f"{option} must be {bound}, got {value!r}"
-        for option, value, bound, holds in (
-            ("lr", lr, "at least 0", lr >= 0),
-            ("gate_lr", gate_lr, "at least 0", gate_lr >= 0),
-            ("damping", damping, "above 0", damping > 0),
-            ("weight_decay", weight_decay, "at least 0", weight_decay >= 0),
-            ("eps", eps, "at least 0", eps >= 0),
-            ("betas", betas, "in [0, 1)", all(0 <= beta < 1 for beta in betas)),
-            ("momentum", momentum, "in [0, 1)", 0 <= momentum < 1),
-            (
-                "damping_mode",
-                damping_mode,
-                f"one of {', '.join(DAMPING_MODES)}",
-                damping_mode in DAMPING_MODES,
-            ),
-        )
-        if not holds
-    ]
-    if faults:
+    lr = chosen.family.lr if lr is None else lr
+    options = {
+        "damping": damping,
+        "damping_mode": damping_mode,
+        "weight_decay": weight_decay,
+        "betas": betas,
+        "eps": eps,
+        "momentum": momentum,
+        "bias_correction": bias_correction,
+    }
+    if faults := option_faults({"lr": lr, "gate_lr": gate_lr, **options}):
         raise UserError(faults)
 
     experts: dict[str, Any] = {"name": "experts", "lr": lr}
+    assert chosen.metric in ("none", "expert"), chosen.metric
     if chosen.riemannian:
         experts["pairs"] = list(pairs)
     else:
@@ -103,29 +86,7 @@ def build_optimizer(
     if other_params:
         groups.append({"name": "other", "lr": lr, "params": list(other_params)})
 
-    if chosen.family == "sgd":
-        if not chosen.riemannian:
-            return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay)
-        return RiemannianSGD(
-            groups,
-            lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            damping=damping,
-            damping_mode=damping_mode,
-        )
-    if not chosen.riemannian and bias_correction:
-        return torch.optim.AdamW(groups, lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    return RiemannianAdamW(
-        groups,
-        lr,
-        betas=betas,
-        eps=eps,
-        weight_decay=weight_decay,
-        damping=damping,
-        damping_mode=damping_mode,
-        bias_correction=bias_correction,
-    )
+    return chosen.family.build(groups, lr, options, paired=chosen.riemannian)
 
 
 def clip_gates(optimizer: Optimizer, max_norm: float = 1.0) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from vlmoe.choices import DAMPING_MODES
+from vlmoe.optim.options import option_faults
 from vlmoe.optim.precision import full_precision
 from vlmoe.optim.precondition import (
     FactorisationError,
@@ -73,7 +73,8 @@ class RiemannianOptimizer(Optimizer):
             _check_pairs(pairs)
             group["params"] = [factor for pair in pairs for factor in pair]
             group["paired"] = True
-        _check_options({**self.defaults, **group})
+        if faults := option_faults({**self.defaults, **group}):
+            raise ValueError("; ".join(faults))
         super().add_param_group(group)
 
     @property
@@ -238,7 +239,8 @@ class RiemannianSGD(RiemannianOptimizer):
     Args:
         groups: see ``RiemannianOptimizer``.
         lr: learning rate, per optimizer step.
-        momentum, weight_decay: as in ``torch.optim.SGD``.
+        momentum: as in ``torch.optim.SGD``.
+        weight_decay: likewise.
         damping: delta > 0.
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
 
@@ -321,7 +323,8 @@ class RiemannianAdamW(RiemannianOptimizer):
     Args:
         groups: see ``RiemannianOptimizer``.
         lr: learning rate, per optimizer step.
-        betas, eps: as in ``torch.optim.AdamW`` (eps is added to the corrected root).
+        betas: as in ``torch.optim.AdamW``.
+        eps: likewise, added to the corrected root.
         weight_decay: decoupled, W <- W - lr weight_decay W.
         damping: delta > 0.
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
@@ -415,26 +418,6 @@ def _local_factor(factor: Tensor) -> Tensor:
             "the experts, the first of three, can be sharded"
         )
     return _local(factor)
-
-
-def _check_options(group: dict[str, Any]) -> None:
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
-    faults = [
-        f"{name} must be {bound}, got {group[name]!r}"
-        for name, bound, holds in (
-            ("lr", "at least 0", lambda x: x >= 0),
-            ("momentum", "in [0, 1)", lambda x: 0 <= x < 1),
-            ("weight_decay", "at least 0", lambda x: x >= 0),
-            ("eps", "at least 0", lambda x: x >= 0),
-            ("damping", "above 0", lambda x: x > 0),
-            ("damping_mode", f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
-        )
-        if name in group and not holds(group[name])
-    ]
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        faults.append(f"betas must be in [0, 1), got {group['betas']!r}")
-    if faults:
-        raise ValueError("; ".join(faults))
 
 
 def _check_pairs(pairs: Sequence[tuple[Tensor, ...]]) -> None:

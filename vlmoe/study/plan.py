@@ -8,7 +8,7 @@ settings     of every run: anything that scripts/train_llava.py takes
 contenders   name -> settings: who is compared; most set `optim`
 conditions   name -> settings: where, such as another dataset or number of experts (default: one)
 seeds        of the runs that are reported
-lr           learning rates to try: a list, or a list for each family (sgd, adamw) or contender
+lr           learning rates to try: a list, or a list for each family (such as sgd) or contender
 tune_seeds   seeds of the runs that choose among them, on validation (default: the first of `seeds`)
 shared_lr    the rate at which all are compared untuned: a number, or one for each family
 paper        setting, and accuracy: condition -> contender -> the paper's figure
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmoe.choices import OPTIMIZERS
 from vlmoe.errors import UserError
+from vlmoe.optim.families import Family, parse
 from vlmoe.train.config import TrainConfig, build
 
 CELLS = "cells"
@@ -106,7 +106,8 @@ class Study:
         Even gates are 1 / top_k. So where the gradient has the root of the gate, or 1, in place of
         the gate, SGD's steps are sqrt(top_k) or top_k times as long, and a rival whose gradient has
         the gate gets such steps from a higher rate: what is left between them is more than a
-        learning rate. AdamW does not see the scale of a gradient, and needs no such control.
+        learning rate. A family that does not see the scale of a gradient, such as AdamW, needs no
+        such control.
         """
         rows = {}
         for name in self.contenders:
@@ -144,8 +145,8 @@ class Study:
         ]
 
     def family(self, contender: str) -> str:
-        """``sgd`` or ``adamw``."""
-        return self._traits(next(iter(self.conditions)), contender)[0]
+        """The name of its update rule: ``sgd``, ``adamw``, ..."""
+        return self._traits(next(iter(self.conditions)), contender)[0].name
 
     def controls(self, condition: str, name: str) -> list[tuple[str, float, str]]:
         """Higher rates at which a contender's steps are as long as a rival's.
@@ -153,27 +154,27 @@ class Study:
         Returns:
             What the rate is multiplied by, in words; the power of top_k that it is; the rival.
         """
-        family, riemannian, rescale, others = self._traits(condition, name)
-        if family != "sgd" or rescale != "none":
+        family, metric, rescale, others = self._traits(condition, name)
+        if family.scale_free or rescale != "none":
             return []
         longer = (("sqrt", "sqrt(k)", 0.5), ("exact", "k", 1.0))
         return [
             (what, power, rival)
             for rescale, what, power in longer
             for rival in self.contenders
-            if self._traits(condition, rival) == (family, riemannian, rescale, others)
+            if self._traits(condition, rival) == (family, metric, rescale, others)
         ]
 
-    def _traits(self, condition: str, contender: str) -> tuple[str, bool, str, str]:
-        """Family, preconditioner, gate rescaling, and all its other settings."""
+    def _traits(self, condition: str, contender: str) -> tuple[Family, str, str, str]:
+        """Family, metric of the preconditioner, gate rescaling, and all its other settings."""
         config = build(self._merged(condition, contender))
-        recipe = OPTIMIZERS[config.optim]
+        recipe = parse(config.optim)
         others = {
             key: value
             for key, value in self.contenders[contender].items()
             if key not in ("optim", "gate_rescale")
         }
-        return recipe.family, recipe.riemannian, config.rescale, repr(sorted(others.items()))
+        return recipe.family, recipe.metric, config.rescale, repr(sorted(others.items()))
 
     def _configs(self) -> Iterator[TrainConfig]:
         """The settings of every contender in every condition, but for rate and seed."""

@@ -23,7 +23,10 @@ class Comparison:
     """What became of the same questions under A and under B.
 
     Attributes:
-        both_right, both_wrong, only_a, only_b: how many were right under both, none, A, B.
+        both_right: how many were right under both.
+        both_wrong: under neither.
+        only_a: under A alone.
+        only_b: under B alone.
         difference: B's accuracy minus A's.
         ci95: its 95% interval, Newcombe's for paired proportions.
         p: McNemar's exact, two-sided: how likely so uneven a change is, or a more uneven one, if

@@ -60,7 +60,8 @@ class GeneratePredictor(Predictor):
     """Lets the model speak, one likeliest token after the other, and parses what it said.
 
     Args:
-        model, collator: as for ``Predictor``.
+        model: as for ``Predictor``.
+        collator: likewise.
         max_new_tokens: it may say at most.
     """
 

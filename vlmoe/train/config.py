@@ -27,7 +27,6 @@ from vlmoe.choices import (
     GATE_RESCALES,
     IMAGE_FITS,
     INITS,
-    OPTIMIZERS,
     QUANTIZE,
     SIZES,
     TRACKERS,
@@ -35,6 +34,8 @@ from vlmoe.choices import (
 from vlmoe.data.mix import PROPORTIONAL, shares
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
+from vlmoe.optim.families import GATE_LR, OPTIMIZERS, in_words
+from vlmoe.optim.options import option_faults
 from vlmoe.tasks.prompt import PROMPTS
 from vlmoe.train.kinds import Kind, kind_of
 
@@ -63,6 +64,8 @@ HARMLESS = {
     "track",
     "dry_run",
 }
+OPTIONS = ("gate_lr", "damping", "weight_decay", "momentum")
+"""Settings that are an optimizer's own; ``optim/options.py`` has their ranges."""
 DEFAULT_PIECE = 5  # questions computed at once, unless --grad-accum says otherwise
 SHAPE = "shape:"
 
@@ -86,11 +89,11 @@ class TrainConfig:
     output: str | None = None
     """run directory (default runs/DATASET-OPTIM)"""
     optim: str = "grsgd"
-    """sgd or adamw; r in front: Riemannian preconditioner; g in front: gate rescaling"""
+    """{optimizers}"""
     lr: float | str | None = None
-    """learning rate of the experts (default 3e-5 for the SGD family, 1e-5 for AdamW's), or find: a
-    test of rising rates over up to 100 steps, whose suggestion is taken"""
-    gate_lr: float = 3e-8
+    """learning rate of the experts (default: as --optim says), or find: a test of rising rates over
+    up to 100 steps, whose suggestion is taken"""
+    gate_lr: float = GATE_LR
     """learning rate of the router gates"""
     lr_end_ratio: float = 0.0
     """the rates fall linearly to this share of themselves at the last step"""
@@ -102,9 +105,10 @@ class TrainConfig:
     """absolute: delta is added as it is; trace: delta times the mean eigenvalue of each matrix, for
     factors that start small (default: absolute; with --init goat trace)"""
     weight_decay: float = 0.0
-    """decoupled weight decay (AdamW family)"""
+    """share of the weights, times the learning rate, that a step takes away"""
     momentum: float = 0.0
-    """share of the previous step that is added to each step (SGD family; the paper has none)"""
+    """share of the previous step that is added to each step (of a family that takes it, see
+    --optim; the paper has none)"""
     experts: int | list[int] = 20
     """LoRA experts in each adapted layer; several numbers, such as 2,4,6,8, are for equal groups
     of each tower's depth, first layers first (MoLA)"""
@@ -118,7 +122,8 @@ class TrainConfig:
     alpha: float = 16.0
     """the experts' sum is scaled by alpha / rank; goat has a scale of its own and leaves it out"""
     balance_loss: float = 0.0
-    """weight of the load-balancing loss, which is 1 for an even router; GOAT's is 1e-3"""
+    """weight of the load-balancing loss, which is 1 for an even router (docs/methods.md says what
+    GOAT's 1e-3 comes to here)"""
     dropout: float = 0.05
     """share of a layer's inputs that its experts do not see, in training"""
     gate_rescale: str | None = None
@@ -375,7 +380,8 @@ def field_docs(config: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             assert isinstance(field.target, ast.Name)
             assert isinstance(text.value, ast.Constant)
-            docs[field.target.id] = " ".join(str(text.value.value).split())
+            words = " ".join(str(text.value.value).split())
+            docs[field.target.id] = words.replace("{optimizers}", in_words())
     return docs
 
 
@@ -424,20 +430,19 @@ def _range_faults(config: TrainConfig):
         if value not in (None, ALL) and min(_listed(value)) < 1:
             yield f"{name} must be at least 1, got {value}"
     for name in ("eval_steps", "eval_questions", "test_questions", "save_steps",
-                 "keep_checkpoints", "workers", "gate_lr", "weight_decay",
-                 "balance_loss", "seed"):  # fmt: skip
+                 "keep_checkpoints", "workers", "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             yield f"{name} must not be negative, got {value}"
-    for name in ("lr", "alpha", "damping", "gate_clip", "epochs", "max_hours"):
+    for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
         if value not in (None, FIND) and not 0 < value < float("inf"):
             yield f"{name} must be above 0, got {value}"
     if config.top_k > max(_listed(config.experts)):
         yield f"top_k {config.top_k} is above the number of experts {config.experts}"
-    for name in ("dropout", "momentum"):
-        if not 0 <= (share := getattr(config, name)) < 1:
-            yield f"{name} must be at least 0 and below 1, got {share}"
+    yield from option_faults({name: getattr(config, name) for name in OPTIONS})
+    if not 0 <= config.dropout < 1:
+        yield f"dropout must be at least 0 and below 1, got {config.dropout}"
     if not 0 <= config.lr_end_ratio <= 1:
         yield f"lr_end_ratio must be between 0 and 1, got {config.lr_end_ratio}"
     if not 0 <= config.max_bad_images <= 1:

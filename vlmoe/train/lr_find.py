@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,19 +24,16 @@ from vlmoe.data.mix import Mixture, picture_keys
 from vlmoe.errors import Diverged, UserError
 from vlmoe.figure import write_png
 from vlmoe.files import write_json
-from vlmoe.optim.recipe import recipe
+from vlmoe.optim.families import parse
 from vlmoe.tasks.collator import Collator
 from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
-from vlmoe.train.directory import RunDirectory
 from vlmoe.train.loop import Run, answer_loss, train
 from vlmoe.train.stop import Stop
 from vlmoe.train.undecodable import KEY
 
 STEPS = 100
-RANGE = {"sgd": (1e-6, 1e2), "adamw": (1e-7, 1.0)}
-"""Lowest and highest rate by family; the test ends long before, once the loss is too high."""
 TOO_HIGH = 2.0
 """Times the loss at the start."""
 LOWERED = 0.98
@@ -79,23 +75,19 @@ def find_lr(
     """
     if accelerator.num_processes > 1:
         raise UserError("--lr find works in one process: find the rate there, then pass it here")
-    low, high = RANGE[recipe(config.optim).family]
+    low, high = parse(config.optim).family.search
     ratio = (high / low) ** (1 / (STEPS - 1))
-    trial = dataclasses.replace(
-        config, lr=low, max_steps=STEPS, epochs=None, log_steps=STEPS, eval_steps=1, save_steps=0,
-        track=None, max_bad_steps=1,
-    )  # fmt: skip
     seen, held = _apart(examples, 2 * config.batch_size)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept = [parameter.detach().clone() for parameter in trained]
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
-        tempfile.TemporaryDirectory() as folder,
-        RunDirectory(Path(folder) / "trial") as directory,
-    ):
-        directory.start(trial, [])
-        run = setup.make_run(trial, accelerator, model, collator, len(seen), directory)
+        setup.trial_run(
+            config, accelerator, model, collator, len(seen),
+            steps=STEPS, lr=low, log_steps=STEPS, eval_steps=1, max_bad_steps=1,
+        ) as run,
+    ):  # fmt: skip
         # The gates keep their rate, only the experts' rises.
         run.schedule = LambdaLR(
             run.optimizer.optimizer,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
-import tempfile
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -20,12 +17,11 @@ from vlmoe.data.mix import Mixture
 from vlmoe.models.family import family_of
 from vlmoe.models.load import resolve_dtype
 from vlmoe.models.random import ANSWER_TOKENS, random_model, size_config
-from vlmoe.optim.recipe import recipe
+from vlmoe.optim.families import parse
 from vlmoe.tasks.collator import Collator
 from vlmoe.train import setup
 from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.config import TrainConfig, shape_of
-from vlmoe.train.directory import RunDirectory
 from vlmoe.train.footprint import (
     MIB,
     WORDS,
@@ -86,20 +82,15 @@ def plan(
 ) -> str:
     """The plan for a model and data that are there, after a few steps on trial."""
     devices, device = accelerator.num_processes, accelerator.device
-    trial = dataclasses.replace(
-        config, max_steps=TRIAL_STEPS, epochs=None, log_steps=1, eval_steps=0, save_steps=0,
-        track=None, lr=None if config.lr == FIND else config.lr,
-    )  # fmt: skip
     table, frozen = adapter_table(model), bytes_of(p for p in held(model) if not p.requires_grad)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with tempfile.TemporaryDirectory() as folder:
-        directory = RunDirectory(Path(folder) / "trial", writes=accelerator.is_main_process)
-        with directory:
-            directory.start(trial, [])
-            run = setup.make_run(trial, accelerator, model, collator, len(examples), directory)
-            train(run, examples)
-            rows = run.log.rows()
+    with setup.trial_run(
+        config, accelerator, model, collator, len(examples),
+        steps=TRIAL_STEPS, lr=None if config.lr == FIND else config.lr, log_steps=1, eval_steps=0,
+    ) as run:  # fmt: skip
+        train(run, examples)
+        rows = run.log.rows()
     seconds = [config.batch_size / row["questions_per_second"] for row in rows if "loss" in row]
     adapters = trained_bytes(model)
     memory = {
@@ -159,7 +150,7 @@ def _picture(collator: Collator) -> int:
 
 
 def _moments(config: TrainConfig) -> int:
-    return 2 if recipe(config.optim).family == "adamw" else 0
+    return parse(config.optim).family.moments(setup.optimizer_options(config))
 
 
 def _quantized(config: TrainConfig) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +106,16 @@ def adapt(model: Any, config: TrainConfig) -> PeftModel:
         return get_peft_model(model, settings)
 
 
+def optimizer_options(config: TrainConfig) -> dict[str, Any]:
+    """What the settings say to ``build_optimizer`` beside the rates."""
+    return {
+        "damping": config.damping,
+        "damping_mode": config.damping_in,
+        "weight_decay": config.weight_decay,
+        "momentum": config.momentum,
+    }
+
+
 def make_run(
     config: TrainConfig,
     accelerator: Accelerator,
@@ -122,10 +136,7 @@ def make_run(
         gates(model),
         lr=config.lr,
         gate_lr=config.gate_lr,
-        damping=config.damping,
-        damping_mode=config.damping_in,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
+        **optimizer_options(config),
     )
     steps = config.total_steps(questions)
     schedule = linear_schedule(optimizer, steps, config.lr_end_ratio)
@@ -158,3 +169,30 @@ def make_run(
     track = start_tracking(accelerator, config)
     run.log = Log(directory.log, run.done, writes=directory.writes, also=track)
     return run
+
+
+@contextmanager
+def trial_run(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: PeftModel,
+    collator: Collator,
+    questions: int,
+    *,
+    steps: int,
+    **settings: Any,
+) -> Iterator[Run]:
+    """A run of a few steps with these settings, neither saved nor tracked, gone with the block.
+
+    Args:
+        config, accelerator, model, collator, questions: as for ``make_run``.
+        steps: it has.
+        settings: what else is otherwise than in ``config``.
+    """
+    trial = replace(config, max_steps=steps, epochs=None, save_steps=0, track=None, **settings)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RunDirectory(Path(folder) / "trial", writes=accelerator.is_main_process) as directory,
+    ):
+        directory.start(trial, [])
+        yield make_run(trial, accelerator, model, collator, questions, directory)

@@ -1,0 +1,38 @@
+"""What values an optimizer's options can have: told once, for settings and classes alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vlmoe.choices import DAMPING_MODES
+
+
+def _at_least_0(value: Any) -> bool:
+    return 0 <= value < math.inf
+
+
+def _share(value: Any) -> bool:
+    return 0 <= value < 1
+
+
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "lr": ("at least 0 and finite", _at_least_0),
+    "gate_lr": ("at least 0 and finite", _at_least_0),
+    "damping": ("above 0 and finite", lambda value: 0 < value < math.inf),
+    "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
+    "weight_decay": ("at least 0 and finite", _at_least_0),
+    "momentum": ("in [0, 1)", _share),
+    "betas": ("in [0, 1)", lambda value: all(map(_share, value))),
+    "eps": ("at least 0 and finite", _at_least_0),
+}
+
+
+def option_faults(options: Mapping[str, Any]) -> list[str]:
+    """What is out of range, a sentence each. Options without a range here are not looked at."""
+    return [
+        f"{name} must be {bound}, got {options[name]!r}"
+        for name, (bound, holds) in _RANGES.items()
+        if name in options and not holds(options[name])
+    ]
