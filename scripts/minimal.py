@@ -124,9 +124,8 @@ def tokens(
     reader: LlavaReader, questions: Sequence[Example], *, answered: bool
 ) -> dict[str, Tensor]:
     """Prompts, with answers or without, padded on the left; and pixels.  vlmoe/tasks/collator.py"""
-    texts = [
-        chat(LLAVA.ask(question.question, question.choices), picture=True) for question in questions
-    ]
+    asked = [LLAVA.ask(question.question, question.choices) for question in questions]
+    texts = [chat(text, picture=True) for text in asked]
     if answered:
         end = reader.tokenizer.eos_token
         texts = [

@@ -8,7 +8,7 @@ new one is a file in ``families/`` and a row here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -54,13 +54,21 @@ class Patches(NamedTuple):
 class Reader(Protocol):
     """What turns conversations and pictures into one checkpoint's tensors; it needs no weights."""
 
-    config: PretrainedConfig
-    """Of the model."""
-    tokenizer: PreTrainedTokenizerBase
-    ends: frozenset[int]
-    """Tokens that end an answer."""
-    image_token: int | None
-    """The token that stands for (a part of) a picture; None if the base sees none."""
+    @property
+    def config(self) -> PretrainedConfig:
+        """Of the model."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Cuts a text into tokens."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def image_token(self) -> int | None:
+        """The token that stands for (a part of) a picture; None if the base sees none."""
 
     def render(
         self, turns: Sequence[Turn], sizes: Sequence[Size | None] = (), answer: str | None = None
@@ -91,14 +99,21 @@ class Reader(Protocol):
 class Family(Protocol):
     """What holds for every checkpoint of one kind."""
 
-    auto: Any
-    """The class of transformers that loads its weights."""
-    sees: bool
-    """Whether it takes pictures."""
-    unquantized: tuple[str, ...]
-    """Paths of modules that keep full weights when the others are quantized."""
-    shapes: Mapping[str, Any]
-    """Functions that make the config of a size, by its name: models of random weights."""
+    @property
+    def auto(self) -> Any:
+        """The class of transformers that loads its weights."""
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes pictures."""
+
+    @property
+    def unquantized(self) -> tuple[str, ...]:
+        """Paths of modules that keep full weights when the others are quantized."""
+
+    @property
+    def shapes(self) -> Mapping[str, Callable[[], PretrainedConfig]]:
+        """What makes the config of a size, by its name: for models of random weights."""
 
     def reader(self, source: str, config: PretrainedConfig) -> Reader:
         """The tokenizer and picture processor in a folder, checked against the config.

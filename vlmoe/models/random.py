@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from vlmoe.models.families.llava import LLAVA
 from vlmoe.models.family import family_of
@@ -16,7 +16,7 @@ ANSWER_TOKENS = 2  # the letter and the end, as in training
 FIRST_WORD = 3  # smaller ids are markup
 
 
-def size_config(size: str) -> LlavaConfig:
+def size_config(size: str) -> PretrainedConfig:
     """The architecture of a size: ``7b`` is LLaVA-1.5's, ``mid`` and ``small`` are narrower."""
     return LLAVA.shapes[size]()
 
@@ -82,12 +82,12 @@ def random_batch(
     return {name: value.to(model.device) for name, value in batch.items()}
 
 
-def attention_widths(config: LlavaConfig) -> list[int]:
+def attention_widths(config: PretrainedConfig) -> list[int]:
     """The width of every adapted layer: four square projections in each layer of both towers.
 
     The last vision layer is left out: LLaVA-1.5 reads the one before it.
     """
-    vision: Any = config.vision_config  # typed as optional, and as any model's
+    vision = config.vision_config
     text = config.get_text_config()
     return [
         *[vision.hidden_size] * 4 * (vision.num_hidden_layers - 1),

@@ -36,7 +36,7 @@ except ImportError:  # transformers < 5.2 has one class of each, which works wit
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
-from vlmoe.models.family import Patches, Size, added_tokens
+from vlmoe.models.family import Family, Patches, Size, added_tokens
 
 END = "</s>"
 IMAGE_TOKEN = 32000
@@ -210,7 +210,7 @@ class LlavaFamily:
         }
 
 
-LLAVA = LlavaFamily()
+LLAVA: Family = LlavaFamily()
 
 
 def conversation(turns: Sequence[Turn], markup: Sequence[str] = (END,)) -> str:

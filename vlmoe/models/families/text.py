@@ -20,7 +20,7 @@ from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
 from vlmoe.models.chat import chat_ids, ends_of
-from vlmoe.models.family import Patches, Size
+from vlmoe.models.family import Family, Patches, Size
 
 BLIND = "this model reads text alone"
 
@@ -100,4 +100,4 @@ class TextFamily:
         return {}
 
 
-TEXT = TextFamily()
+TEXT: Family = TextFamily()
