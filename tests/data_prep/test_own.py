@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from data_prep.own import Fault, read_answer, read_question, read_turns
+from data_prep.fault import Fault
+from data_prep.own import Turn, read_answer, read_question, read_turns, take_marks
 
 COLOURS = ("a red cat", "A blue dog.", "red", "blue")
 NUMBERS = ("1", "2", "3", "4")
@@ -14,6 +16,8 @@ LETTERS = ("B", "A", "C")
 
 READ: list[tuple[Any, tuple[str, ...], str, int]] = [
     (0, COLOURS, "auto", 0),
+    (1.0, COLOURS, "auto", 1),
+    (math.nan, COLOURS, "auto", -1),
     (3, COLOURS, "auto", 3),
     ("B", COLOURS, "auto", 1),
     (" b ", COLOURS, "auto", 1),
@@ -48,7 +52,9 @@ NOT_READ: list[tuple[Any, tuple[str, ...], str, str]] = [
     (4, COLOURS, "auto", "none of the options"),
     (-1, COLOURS, "auto", "none of the options"),
     (True, COLOURS, "auto", "neither a number nor a text"),
-    (1.0, COLOURS, "auto", "neither a number nor a text"),
+    (1.5, COLOURS, "auto", "neither a number nor a text"),
+    (math.inf, COLOURS, "auto", "neither a number nor a text"),
+    (10**400, COLOURS, "auto", "none of the options"),
     (["A"], COLOURS, "auto", "neither a number nor a text"),
     ("E", COLOURS, "auto", "none of the options"),
     ("green", COLOURS, "auto", "none of the options"),
@@ -59,6 +65,7 @@ NOT_READ: list[tuple[Any, tuple[str, ...], str, str]] = [
     ("A", LETTERS, "auto", "read as text or as letter"),
     ("red", COLOURS, "letter", "none of the options"),
     ("A", COLOURS, "index", "none of the options"),
+    ("0" * 30 + "9" * 9000, COLOURS, "index", "none of the options"),
 ]
 
 
@@ -83,7 +90,8 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
     ],
 )
 def test_options_of_a_turn(text: str) -> None:
-    assert read_question(text) == ("What is it?", ("A cat.", "A dog."))
+    (plain,), _ = take_marks([text], 1)
+    assert read_question(plain) == ("What is it?", ("A cat.", "A dog."))
 
 
 def test_turns_without_options() -> None:
@@ -110,9 +118,10 @@ def turn(who: str, value: Any) -> dict[str, Any]:
 
 def test_turns() -> None:
     talk = [turn("system", "Be kind."), turn("human", "a"), turn("gpt", "b"), turn("human", "c")]
-    assert list(read_turns(talk)) == [("a", "b"), ("c", None)]
+    assert list(read_turns(talk)) == [Turn("a", "b"), Turn("c", None)]
     for bad, reason in (
         ("text", "not a list"),
+        ([], "without turns"),
         ([turn("human", 3)], "not {from, value}"),
         ([turn("gpt", "a")], "from human to gpt"),
         ([turn("human", "a"), turn("human", "b")], "from human to gpt"),
