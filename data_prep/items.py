@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,8 +76,10 @@ class Items:
                 return None
         else:
             text.seek(0)
-            content = text.read(LARGEST + 1)
-            only = _parse(content) if len(content) <= LARGEST else only
+            # In chunks: for one large number Python sets that much memory aside.
+            chunks = iter(lambda: text.read(CHUNK), "")
+            content = "".join(islice(chunks, LARGEST // CHUNK))
+            only = _parse(content) if not text.read(1) else only
             if not isinstance(only, dict):
                 return None
         lists = {

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from data_prep.fault import Fault
-from data_prep.own import Turn, read_answer, read_question, read_turns, take_marks
+from data_prep.own import (
+    Turn,
+    read_answer,
+    read_choices,
+    read_question,
+    read_turns,
+    take_marks,
+)
 
 COLOURS = ("a red cat", "A blue dog.", "red", "blue")
 NUMBERS = ("1", "2", "3", "4")
@@ -94,6 +101,99 @@ def test_options_of_a_turn(text: str) -> None:
     assert read_question(plain) == ("What is it?", ("A cat.", "A dog."))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "A.Red\nB.Blue",
+        "a. Red\nb. Blue",
+        "a) Red\nb) Blue\nPlease answer with the letter only.",
+        "(A) Red (B) Blue",
+        "(a) Red, (b) Blue",
+        "A. Red B. Blue",
+        "A) Red; B) Blue\nAnswer:",
+        "A、Red\nB、Blue",
+        "A、Red B、Blue\n请直接回答选项字母。",
+        "A: Red\nB: Blue",
+        "A - Red\nB - Blue",
+        "Options: (A) Red\n(B) Blue",
+        "Options:\nA. Red  B. Blue\nAnswer with the option's letter.",
+    ],
+)
+def test_forms_of_options(options: str) -> None:
+    assert read_question(f"What colour is it?\n{options}") == (
+        "What colour is it?",
+        ("Red", "Blue"),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Compare point (A) with point (B).",
+        "A: hello there\nWhat does she reply?",
+        "He was born in 44 B.C. and died in 14 A.D. in Rome?",
+        "A cat or a dog?",
+    ],
+)
+def test_prose_with_letters_has_no_options(text: str) -> None:
+    assert read_question(text) is None
+
+
+CHOICES: list[tuple[Any, tuple[str, ...]]] = [
+    (["red", "blue"], ("red", "blue")),
+    (["A. red", "B. blue"], ("red", "blue")),
+    ({"A": "red", "B": "blue", "C": None}, ("red", "blue")),
+    ({"a": "red", "b": "blue"}, ("red", "blue")),
+    ({"text": ["red", "blue"], "label": ["A", "B"]}, ("red", "blue")),
+]
+
+
+@pytest.mark.parametrize(("given", "choices"), CHOICES)
+def test_forms_of_choices(given: Any, choices: tuple[str, ...]) -> None:
+    found, note = read_choices(given)
+    assert found == choices
+    assert (note is None) == (given == ["red", "blue"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("A. red B. blue", "not a list of texts"),
+        (["red", 3], "not a list of texts"),
+        ({"B": "red", "A": "blue"}, "keys are not A, B"),
+        ({"text": ["red", "blue"], "label": ["1", "2"]}, "keys are not A, B"),
+        (["B. red", "A. blue"], "another order"),
+    ],
+)
+def test_choices_that_are_refused(given: Any, reason: str) -> None:
+    with pytest.raises(Fault, match=reason):
+        read_choices(given)
+
+
+MARKS: list[tuple[list[str], int, Any]] = [
+    (["What?"], 0, (["What?"], False)),
+    (["What?"], 1, (["What?"], False)),
+    (["<image>\nWhat?", "And?"], 1, (["What?", "And?"], False)),
+    (["What?\n<image>"], 1, (["What?"], False)),
+    (["In <image> what is red?"], 1, (["In what is red?"], True)),
+    (["What?", "<image> And?"], 1, (["What?", "And?"], True)),
+    (["<image>\nWhat?"], 0, "<image> in the text, but no picture"),
+    (["<image>\n<image>\nWhat?"], 1, "more often in the text than there are pictures"),
+    (["<image> What?", "<image> And?"], 1, "more often"),
+    (["<video>\nWhat?"], 1, "<video> in the text"),
+]
+
+
+@pytest.mark.parametrize(("texts", "pictures", "expected"), MARKS)
+def test_marks_of_pictures(texts: list[str], pictures: int, expected: Any) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(Fault, match=expected):
+            take_marks(texts, pictures)
+        return
+    taken, notes = take_marks(texts, pictures)
+    assert (taken, bool(notes)) == expected
+
+
 def test_turns_without_options() -> None:
     assert read_question("<image>\nDescribe the picture.") is None
     assert read_question("Read this:\nA. Smith wrote it.") is None
@@ -110,6 +210,14 @@ def test_turns_without_options() -> None:
 def test_options_in_another_form(text: str) -> None:
     with pytest.raises(Fault, match="between or behind"):
         read_question(text)
+
+
+def test_turns_as_messages() -> None:
+    content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]
+    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]
+    assert list(read_turns(talk)) == [Turn("<image>\nWhat?", "A", ({"image": "a.png"},))]
+    with pytest.raises(Fault, match="neither text nor a picture"):
+        list(read_turns([{"role": "user", "content": [{"type": "video"}]}]))
 
 
 def turn(who: str, value: Any) -> dict[str, Any]:
