@@ -79,15 +79,22 @@ class Items:
             # In chunks: for one large number Python sets that much memory aside.
             chunks = iter(lambda: text.read(CHUNK), "")
             content = "".join(islice(chunks, LARGEST // CHUNK))
-            only = _parse(content) if not text.read(1) else only
+            if text.read(1):
+                return None
+            only = _parse(content)
             if not isinstance(only, dict):
+                _refuse_several(content, self.file)
                 return None
         lists = {
             key: value
             for key, value in only.items()
-            if isinstance(value, list) and value and all(isinstance(one, dict) for one in value)
+            if isinstance(value, list) and any(isinstance(one, dict) for one in value)
         }
-        if find_columns(only, ("question", "conversations")):  # it is a record itself
+        is_record = any(
+            isinstance(only[name], str | list)
+            for name in find_columns(only, ("question", "conversations")).values()
+        )
+        if is_record:
             lists = {}
         if len(lists) == 1:
             ((self.wrapper, items),) = lists.items()
@@ -97,10 +104,10 @@ class Items:
                 f"{self.file} is one JSON object with several lists in it ({', '.join(lists)}): "
                 "give a file that is the list of questions alone"
             )
-        if len(only) > 1 and all(isinstance(value, dict) for value in only.values()):
+        if any(isinstance(value, list | dict) for value in only.values()) and not is_record:
             raise UserError(
-                f"{self.file} is one JSON object whose values are objects: "
-                "give a list of them, or one on each line"
+                f"{self.file} is one JSON object without a list of questions in it (it has "
+                f"{', '.join(only)[:200]}): give the list itself, or one question on each line"
             )
         return [only] if isinstance(_parse(first), Fault) else None
 
@@ -128,6 +135,14 @@ def _parse(text: str) -> Any:
         if text.rstrip().endswith(","):
             return _parse(text.rstrip()[:-1])
         return Fault(BAD_JSON)
+
+
+def _refuse_several(content: str, file: Path) -> None:
+    try:
+        _PLAIN.raw_decode(content.lstrip())
+    except (ValueError, RecursionError):
+        return
+    raise UserError(f"{file} holds JSON values over several lines: put each on one (jq -c . FILE)")
 
 
 def _list_items(text: TextIO, file: Path) -> Iterator[Any]:

@@ -26,6 +26,7 @@ from data_prep.items import Items
 from data_prep.keys import Read, agree, empty, read_keys
 from data_prep.own import (
     ANSWERS,
+    first_is_system,
     read_answer,
     read_choices,
     read_question,
@@ -185,6 +186,9 @@ def _records(
         agree("choices", values["choices"], read)
         choices, note = read_choices(values["choices"])
         notes += [note] if note else []
+        if (shorter := _without_options(question, choices)) is not None:
+            question = shorter
+            notes.append("options taken out of the question's text, where they stood as well")
     else:
         found = read_question(question)
         if found is None:
@@ -196,6 +200,16 @@ def _records(
         if read_answer(value, choices, answers) != answer:
             raise Fault(f"keys 'answer' and {other!r} say different things")
     yield Question(name, split, picture, question, choices, answer, category, notes=tuple(notes))
+
+
+def _without_options(question: str, choices: Sequence[str]) -> str | None:
+    """The question without the same options in its text; None if they do not stand there."""
+    try:
+        found = read_question(question)
+    except Fault:
+        return None
+    same = found is not None and [text.strip() for text in choices] == list(found[1])
+    return found[0] if found is not None and same else None
 
 
 def _missing_choices(read: Read) -> str:
@@ -223,6 +237,8 @@ def _talk(
     asked, notes = take_marks([turn.asked for turn in turns], int(picture is not None))
     if picture is not None and not any(IMAGE in turn.asked for turn in turns):
         notes = [f"a picture without {IMAGE} in the conversation; it stands in front"]
+    if first_is_system(read.values["conversations"]):
+        notes.append("a system turn, which is not shown")
     for number, (turn, text) in enumerate(zip(turns, asked, strict=True)):
         called = f"{name}#{number}" if number else name
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,16 @@ KEYS: dict[str, Spellings] = {
     "choices": Spellings(("options", "candidates"), ("multiple_choices",)),
     "answer": Spellings(
         ("label", "gt", "gt_answer", "ground_truth", "correct_answer", "answer_idx"),
-        ("answerkey", "answer_key", "answer_index", "target", "response", "output", "answers"),
+        (
+            "answerkey",
+            "answer_key",
+            "correct_choice_idx",
+            "answer_index",
+            "target",
+            "response",
+            "output",
+            "answers",
+        ),
     ),
     "category": Spellings(),
     "conversations": Spellings(("conversation", "messages"), ("dialog", "dialogue")),
@@ -45,7 +54,10 @@ KEYS: dict[str, Spellings] = {
 NOT_PICTURES = ("video", "videos", "audio", "audios")
 NEAR = 0.8  # difflib's ratio: "anwser" and "answer" have 0.83
 LONGEST = 60  # letters of a key that are shown
-_PICTURE_WORDS = ("image", "img", "picture", "photo")
+_WORDS = {
+    "image": ("image", "img", "picture", "photo"),
+    "answer": ("answer", "correct", "label", "gold"),
+}
 
 
 @dataclass
@@ -103,8 +115,9 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
         read.values["choices"] = [item[letter] for letter in letters]
         read.notes.append("keys 'A', 'B', ... read as 'choices'")
         left = {plain: name for plain, name in left.items() if name not in letters}
+    present = {_plain(name) for name in item}  # with null even: it says that there is none
     for plain, name in left.items():
-        _refuse_near(plain, name, item[name], read.values, keys)
+        _refuse_near(plain, name, item[name], read.values, present, keys)
         read.notes.append(f"key {_named(name)} is not known and not used")
     return read
 
@@ -193,8 +206,14 @@ def check_columns(
 
 
 def _refuse_near(
-    plain: str, name: str, value: Any, values: Mapping[str, Any], keys: Iterable[str]
+    plain: str,
+    name: str,
+    value: Any,
+    values: Mapping[str, Any],
+    present: Container[str],
+    keys: Iterable[str],
 ) -> None:
+    """Raise a ``Fault`` if a key that is not known seems to be one that is not there."""
     missing = [key for key in keys if key not in values and key != "id"]
     if "conversations" in values:
         missing = [key for key in missing if key not in _PLAIN_FORM]
@@ -203,11 +222,14 @@ def _refuse_near(
     absent = {
         spelling: key for key in missing for spelling in (key, *KEYS[key].same, *KEYS[key].instead)
     }
+    nowhere = [key for key in missing if key not in present]
     if near := suggestion(plain, absent):
         raise Fault(f"unknown key {_named(name)}: do you mean {absent[near]!r}?")
-    seems = not isinstance(value, int | float) and any(word in plain for word in _PICTURE_WORDS)
-    if "image" in absent and seems:
-        raise Fault(f"unknown key {_named(name)}, but no 'image': rename the one that names it")
+    for key, words in _WORDS.items():
+        # A number is a width or a count, but for the number of a picture.
+        about = key != "image" or not isinstance(value, int | float) or plain.endswith("id")
+        if key in nowhere and about and any(word in plain for word in words):
+            raise Fault(f"unknown key {_named(name)}, but no {key!r}: rename the one that holds it")
 
 
 _PLAIN_FORM = ("question", "choices", "answer")

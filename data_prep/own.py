@@ -191,6 +191,11 @@ def read_turns(conversation: Any) -> Iterator[Turn]:
         yield Turn(asked[1], reply[1], asked[2])
 
 
+def first_is_system(conversation: list[Any]) -> bool:
+    """Whether the turn that ``read_turns`` passes over is there."""
+    return bool(conversation) and _one_turn(conversation[0])[0] == "system"
+
+
 def _one_turn(turn: Any) -> tuple[Any, str | None, tuple[Any, ...]]:
     """Who, what, and the pictures in it."""
     if isinstance(turn, Mapping):

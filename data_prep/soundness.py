@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 THUMBNAIL = 8  # pixels to a side
-ALIKE = 3
+ALIKE = 8  # of 255; of 1500 small photographs none is as near another, most are to their JPEG
 LEAST_EXPECTED = 5  # answers a position should hold before the test says anything (Cochran 1954)
 
 

@@ -245,8 +245,8 @@ def test_nearly_equal() -> None:
     rng = np.random.default_rng(0)
     a = {f"a{n}": rng.integers(0, 256, 192, dtype=np.uint8) for n in range(50)}
     b = {f"b{n}": rng.integers(0, 256, 192, dtype=np.uint8) for n in range(50)}
-    b["b7"] = np.clip(a["a3"].astype(int) + rng.integers(-3, 4, 192), 0, 255).astype(np.uint8)
-    b["b8"] = np.clip(a["a4"].astype(int) + 4, 0, 255).astype(np.uint8)
+    b["b7"] = np.clip(a["a3"].astype(int) + rng.integers(-8, 9, 192), 0, 255).astype(np.uint8)
+    b["b8"] = np.clip(a["a4"].astype(int) + 9, 0, 255).astype(np.uint8)
     b["a5"] = a["a5"]
     bytes_of = [{name: its.tobytes() for name, its in one.items()} for one in (a, b)]
     assert nearly_equal(*bytes_of) == [("a3", "b7")]

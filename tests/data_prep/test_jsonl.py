@@ -257,13 +257,45 @@ def test_forms_of_files(tmp_path: Path, raw: Path, form: str) -> None:
     ("content", "words"),
     [
         ({"train": [{"a": 1}], "test": [{"b": 2}]}, r"several lists in it \(train, test\)"),
-        ({"1": {"question": "?"}, "2": {"question": "?"}}, "whose values are objects"),
+        ({"1": {"question": "?"}, "2": {"question": "?"}}, "without a list of questions"),
+        ({"data": {"list": [{"question": "?"}]}}, "without a list of questions"),
     ],
 )
 def test_objects_that_could_mean_several_things(tmp_path: Path, content: Any, words: str) -> None:
     (tmp_path / "a.json").write_text(json.dumps(content, indent=1))
     with pytest.raises(UserError, match=words):
         jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+
+
+def test_objects_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("\n".join(json.dumps(item(n), indent=1) for n in range(3)))
+    with pytest.raises(UserError, match="put each on one"):
+        jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+
+
+def test_a_list_with_holes_in_an_object(tmp_path: Path, raw: Path) -> None:
+    (raw / "a.json").write_text(json.dumps({"data": [item(0), None, item(1), 3]}))
+    manifest = jsonl.prepare({"test": raw / "a.json"}, tmp_path / "out", max_rejected=0.5)
+    assert manifest["rejected"]["by_reason"] == {"not a JSON object": 2}
+    assert manifest["records"]["source"] == 4
+
+
+def test_what_would_be_shown_twice_or_not_at_all(tmp_path: Path, raw: Path) -> None:
+    talk = [
+        {"from": "system", "value": "Be kind."},
+        {"from": "human", "value": "Which?\nA. x\nB. y"},
+        {"from": "gpt", "value": "A"},
+    ]
+    items = [
+        {"question": "Which?\n(A) x\n(B) y", "choices": ["x", "y"], "answer": "A"},
+        {"conversations": talk},
+    ]
+    manifest = jsonl.prepare({"test": write_lines(raw / "a.jsonl", items)}, tmp_path / "out")
+    assert [one.question for one in load_split(tmp_path / "out", "test")] == ["Which?"] * 2
+    assert told(manifest) == {
+        "options taken out of the question's text, where they stood as well": 1,
+        "a system turn, which is not shown": 1,
+    }
 
 
 def test_a_key_given_twice(tmp_path: Path, raw: Path) -> None:

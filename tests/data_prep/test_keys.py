@@ -57,9 +57,17 @@ def test_other_keys_are_counted_and_no_fault() -> None:
 
 def test_what_seems_to_name_a_picture_is_no_metadata() -> None:
     without = {key: value for key, value in PLAIN.items() if key != "image"}
-    assert read_keys({**without, "image_id": 7}).values == without
-    with pytest.raises(Fault, match="unknown key 'photo_link', but no 'image'"):
-        read_keys({**without, "photo_link": "a.png"})
+    # Where it is said that there is none, or that there is another one, it is.
+    for said in ({"image": None}, {"img": "a.png"}):
+        assert "image_id" in read_keys({**without, **said, "image_id": 7}).notes[-1]
+    assert read_keys({**without, "image_width": 7}).values == without
+    for name, value in (("photo_link", "a.png"), ("image_id", 7)):
+        with pytest.raises(Fault, match=f"unknown key '{name}', but no 'image'"):
+            read_keys({**without, name: value})
+    unlabelled = {key: value for key, value in PLAIN.items() if key != "answer"}
+    with pytest.raises(Fault, match="unknown key 'correct_option', but no 'answer'"):
+        read_keys({**unlabelled, "correct_option": "B"})
+    assert read_keys({**unlabelled, "answer": None, "answer_type": "what"}).values == unlabelled
     with pytest.raises(Fault, match="key 'videos': only pictures"):
         read_keys({**PLAIN, "videos": ["a.mp4"]})
 
