@@ -81,6 +81,8 @@ def read_parquet(
     columns: Sequence[str],
     optional: Sequence[str] = (),
     ignored: Sequence[str] = (),
+    *,
+    say: bool = True,
 ) -> Iterator[tuple[Path, dict[str, Any] | Fault]]:
     """The rows of the files, in order, few at a time, each with its file.
 
@@ -91,6 +93,7 @@ def read_parquet(
         columns: to be read, see ``keys.check_columns``.
         optional: those of them that may be missing; they are then None.
         ignored: others that are known and not wanted.
+        say: print once what other names are read, and which columns are not used.
 
     Raises:
         UserError: a file is damaged, or lacks a column.
@@ -103,7 +106,7 @@ def read_parquet(
             with pq.ParquetFile(file) as opened:
                 names = opened.schema_arrow.names
                 found, told = check_columns(file, names, columns, optional, ignored)
-                if file == files[0]:
+                if say and file == files[0]:
                     print("".join(f"{line}\n" for line in told), end="")
                 nothing = dict.fromkeys(columns)
                 for batch in opened.iter_batches(ROWS_AT_ONCE, columns=list(found.values())):

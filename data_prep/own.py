@@ -268,11 +268,12 @@ def read_question(text: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _on_lines(lines: list[str]) -> tuple[str, tuple[str, ...]] | None:
     marks = [read_mark(line) for line in lines]
-    first = next((at for at, mark in enumerate(marks) if mark and mark[0] in "Aa"), None)
+    found = [mark[0] if mark else "" for mark in marks]
+    first = next((at for at, letter in enumerate(found) if letter in ("A", "a")), None)
     if first is None:
         return None
-    letters = LETTERS if marks[first][0] == "A" else LETTERS.lower()  # type: ignore[index]
-    if not any(mark and mark[0] == letters[1] for mark in marks[first:]):
+    letters = LETTERS if found[first] == "A" else LETTERS.lower()
+    if letters[1] not in found[first:]:
         return None
     choices: list[str] = []
     rest: list[str] = []

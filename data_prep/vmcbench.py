@@ -235,10 +235,13 @@ def parquet_rows(folder: Path) -> Callable[[], Iterator[Row]]:
     if "test" not in files:
         print(f"{folder} holds no data/test-*.parquet: there will be no unlabelled questions")
 
+    said = False
+
     def read_rows() -> Iterator[Row]:
-        number = 0
+        nonlocal said
+        number, say, said = 0, not said, True
         for part, parquets in files.items():
-            for file, fields in hub.read_parquet(parquets, COLUMNS, optional=["answer"]):
+            for file, fields in hub.read_parquet(parquets, COLUMNS, ["answer"], say=say):
                 yield Row(part == "dev", fields, str(number), hub.beside(file))
                 number += 1
 

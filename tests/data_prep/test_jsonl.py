@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ import pytest
 from PIL import Image
 
 from data_prep import check, jsonl
+from data_prep.cells import Pictures
+from data_prep.items import Item, Items
 from tests.parquet_source import shade, torn
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
+from vlmoe.data.prepare import Rejected
 from vlmoe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,6 +281,18 @@ def test_a_list_with_holes_in_an_object(tmp_path: Path, raw: Path) -> None:
     manifest = jsonl.prepare({"test": raw / "a.json"}, tmp_path / "out", max_rejected=0.5)
     assert manifest["rejected"]["by_reason"] == {"not a JSON object": 2}
     assert manifest["records"]["source"] == 4
+
+
+def test_a_record_nested_too_deeply(tmp_path: Path) -> None:
+    class Deep(Items):
+        def __iter__(self) -> Iterator[Item]:
+            deep: Any = None
+            for _ in range(5000):
+                deep = [deep]
+            yield "line 1", item(0, image=deep)
+
+    found = list(jsonl.read(Deep(tmp_path / "a.jsonl"), "train", Pictures(), "auto"))
+    assert found == [Rejected("train/line 1", "train", "nested too deeply")]
 
 
 def test_what_would_be_shown_twice_or_not_at_all(tmp_path: Path, raw: Path) -> None:
