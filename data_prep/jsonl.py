@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -123,7 +123,8 @@ def read(items: Items, split: str, pictures: Pictures, answers: str) -> Iterator
     unless the whole item is the same.
     """
     prefix = "" if split == TO_DRAW else f"{split}/"
-    seen: dict[str, bytes] = {}
+    numbers: dict[str, int] = {}  # of the last record of each name
+    met: set[bytes] = set()
     for place, item in items:
         name = f"{prefix}{place}"
         found: list[Record]
@@ -135,13 +136,17 @@ def read(items: Items, split: str, pictures: Pictures, answers: str) -> Iterator
                 read.notes.append(f"taken from the list under {items.wrapper!r}")
             name = f"{prefix}{_id(read, place)}"
             digest = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).digest()
-            if seen.get(name) == digest:
+            if "id" in read.values and digest in met:
                 yield LeftOut(SAME_AGAIN)
                 continue
-            if name in seen:
+            met.add(digest)
+            if name in numbers:
                 read.notes.append("id met before, told apart by a number behind it")
-                name = next(new for n in count(2) if (new := f"{name}~{n}") not in seen)
-            seen[name] = digest
+                first = name
+                while (name := f"{first}~{numbers[first] + 1}") in numbers:
+                    numbers[first] += 1
+                numbers[first] += 1
+            numbers[name] = 1
             found = list(_records(read, name, split, pictures, items.file.parent, answers))
         except Fault as fault:
             found = [Rejected(name, split, str(fault), fault.detail)]

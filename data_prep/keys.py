@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +107,7 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
         for at, plain in enumerate(found):
             name = left.pop(plain)
             if name != key:
-                read.notes.append(f"key {_named(name)} read as {key!r}")
+                read.notes.append(sys.intern(f"key {_named(name)} read as {key!r}"))
             if at:
                 read.also.setdefault(key, {})[name] = item[name]
             else:
@@ -118,7 +119,7 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
     present = {_plain(name) for name in item}  # with null even: it says that there is none
     for plain, name in left.items():
         _refuse_near(plain, name, item[name], read.values, present, keys)
-        read.notes.append(f"key {_named(name)} is not known and not used")
+        read.notes.append(sys.intern(f"key {_named(name)} is not known and not used"))
     return read
 
 

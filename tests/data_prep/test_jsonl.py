@@ -224,17 +224,17 @@ def test_options_without_their_letters(tmp_path: Path, raw: Path) -> None:
 
 def test_ids_that_repeat(tmp_path: Path, raw: Path) -> None:
     """As LLaVA's own files have them; only the very same record is left out."""
-    items = [item(n, id="000000033471") for n in range(3)] + [item(0, id="000000033471")]
-    items += [item(4, id="000000033471~2")]
+    items = [item(n, id="000000033471") for n in (0, 1, 2, 0, 1)]
+    items += [item(4, id="000000033471~2"), item(5), item(5)]
     manifest = jsonl.prepare({"train": write_lines(raw / "a.jsonl", items)}, tmp_path / "out")
     name = "train/000000033471"
     assert load_split(tmp_path / "out", "train").ids == [
-        *(name, f"{name}~2", f"{name}~3", f"{name}~2~2")
+        *(name, f"{name}~2", f"{name}~3", f"{name}~2~2", "train/line 7", "train/line 8")
     ]
-    assert manifest["left_out"] == {jsonl.SAME_AGAIN: 1}
+    assert manifest["left_out"] == {jsonl.SAME_AGAIN: 2}
     assert told(manifest) == {"id met before, told apart by a number behind it": 3}
     assert manifest["records"] == {
-        **{"source": 5, "read": 5, "prepared": 4, "rejected": 0, "left_out": 1}
+        **{"source": 8, "read": 8, "prepared": 6, "rejected": 0, "left_out": 2}
     }
 
 
