@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from data_prep.fault import Fault
@@ -144,7 +145,11 @@ def empty(value: Any) -> bool:
 
 def suggestion(name: str, among: Iterable[str]) -> str | None:
     """The nearest of the known names, if one is near: a slip of the keyboard, no other word."""
-    plain = _plain(name)
+    return _nearest(_plain(name), tuple(among))
+
+
+@lru_cache(1024)  # the same few keys stand in every record
+def _nearest(plain: str, among: tuple[str, ...]) -> str | None:
     likely = [known for known in among if len(known) > 3 and abs(len(known) - len(plain)) < 3]
     return next(iter(difflib.get_close_matches(plain, likely, 1, NEAR)), None)
 
