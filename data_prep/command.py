@@ -64,6 +64,16 @@ def add_workers(to: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_images(to: argparse.ArgumentParser) -> None:
+    """``--images``, for a source that may name files."""
+    to.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="where paths of pictures begin (default: at the file that names them)",
+    )
+
+
 def writing(options: argparse.Namespace) -> Writing:
     """What the options of ``parser`` say to ``write_dataset``."""
     return {
@@ -125,6 +135,16 @@ def print_summary(manifest: dict[str, Any], out: Path) -> None:
     for note, number in manifest["notes"].items():
         if number:
             print(f"  {number:6d} {note} (kept)")
+    records = manifest["records"]
+    print(
+        f"{records['source']} rows of the source made {records['read']} records: "
+        f"{records['prepared']} prepared + {records['rejected']} rejected + "
+        f"{records['left_out']} left out"
+    )
+    if "test" not in manifest["splits"]:
+        print(
+            "no split 'test': training works, but the trained model will not be scored at its end"
+        )
     if manifest["rejected"]["total"]:
         print(f"every rejected question is listed in {out / REJECTED}")
     print(f"prepared in {out}")
