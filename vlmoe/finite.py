@@ -7,13 +7,17 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vlmoe.errors import Diverged
+from vlmoe.errors import Diverged, UserError
 
 NO_NUMBERS = "the model's logits are not finite (NaN or infinite)"
 
 
-class NotFinite(Diverged):
+class NotFinite(UserError):
     """Weights or logits hold NaN or infinity: no answer can be read off them."""
+
+
+class TrainedAway(NotFinite, Diverged):
+    """The same in training, where a step has led there."""
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -37,25 +41,31 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     ]
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str, remedy: str) -> None:
+def check_finite(
+    tensors: Iterable[tuple[str, Tensor]],
+    where: str,
+    remedy: str,
+    kind: type[NotFinite] = NotFinite,
+) -> None:
     """Refuse tensors that hold NaN or infinity.
 
     Args:
         tensors: with their names.
         where: what they belong to, for the message.
         remedy: what to do about it.
+        kind: of the error.
 
     Raises:
         NotFinite: names the tensors.
     """
-    refuse(not_finite(tensors), where, remedy)
+    refuse(not_finite(tensors), where, remedy, kind)
 
 
-def refuse(names: Sequence[str], where: str, remedy: str) -> None:
+def refuse(names: Sequence[str], where: str, remedy: str, kind: type[NotFinite]) -> None:
     """Raise what ``check_finite`` raises if there are such names."""
     if names:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        raise NotFinite(
+        raise kind(
             f"{where} holds numbers that are not finite (NaN or infinite), in "
             f"{', '.join(names[:6])}{more}: {remedy}"
         )

@@ -23,7 +23,7 @@ from vlmoe.adapter.load import WEIGHTS_FILE
 from vlmoe.adapter.model import MoELoraModel
 from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
-from vlmoe.finite import check_finite
+from vlmoe.finite import TrainedAway, check_finite
 from vlmoe.train import ranks
 from vlmoe.train.config import LATEST
 from vlmoe.train.manifest import damage, write_manifest
@@ -92,7 +92,7 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         writes: whether this process writes; the others only give their parts.
 
     Raises:
-        NotFinite: a tensor holds NaN or infinity; on every process, and nothing is written.
+        TrainedAway: a tensor holds NaN or infinity; on every process, and nothing is written.
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name
@@ -105,6 +105,7 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         tensors.items(),
         "the adapter",
         "it is not saved, for nothing can be read off it; lower --lr or raise --damping",
+        TrainedAway,
     )
     if not writes:
         return

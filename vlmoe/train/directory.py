@@ -24,7 +24,7 @@ from vlmoe.errors import UserError
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.evaluate.report import write_report
 from vlmoe.files import make_folder, remove_leftovers, write_jsonl, write_text, writing
-from vlmoe.finite import NotFinite
+from vlmoe.finite import TrainedAway
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
@@ -178,8 +178,8 @@ class RunDirectory:
         try:
             with writing(f"{what} in {self.path}", remedy):
                 yield
-        except NotFinite as error:
-            raise NotFinite(f"{error}; {safe}") from error
+        except TrainedAway as error:
+            raise TrainedAway(f"{error}; {safe}") from error
 
     def _take(self) -> None:
         """Lock the run, and clear away what a killed process left unfinished."""
