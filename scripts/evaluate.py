@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from vlmoe.adapter.load import find_adapter
+    from vlmoe.adapter.load import check_numbers, find_adapter
     from vlmoe.evaluate.multiple_choice import check_sound, score
     from vlmoe.evaluate.scoring import make_predictor
     from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
@@ -157,6 +157,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
+    for folder in folders.values():
+        check_numbers(folder)
     name = args.model or common_base(folders)
     args.prompt = args.prompt or common_setting("prompt", folders)
     args.image_fit = args.image_fit or common_setting("image_fit", folders)

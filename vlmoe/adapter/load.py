@@ -59,7 +59,7 @@ def load_adapter(
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     _check_fit(folder, found, _expected_shapes(bare, config, folder))
-    _check_numbers(folder)
+    check_numbers(folder)
 
     # Low memory use is also low time: no first values are worked out for what the file fills.
     options: dict[str, Any] = {"is_trainable": is_trainable, "low_cpu_mem_usage": True}
@@ -201,7 +201,14 @@ def _check_fit(
         raise UserError([f"the adapter {folder} does not fit the model: {f}" for f in faults])
 
 
-def _check_numbers(folder: Path) -> None:
+def check_numbers(folder: Path) -> None:
+    """Look through an adapter's file before anything is done with it.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+        NotFinite: a tensor holds NaN or infinity.
+    """
+    _read_shapes(folder)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         check_finite(
             ((key.removeprefix(_PREFIX), file.get_tensor(key)) for key in file.keys()),  # noqa: SIM118
