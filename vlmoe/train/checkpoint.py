@@ -23,7 +23,7 @@ from vlmoe.adapter.load import WEIGHTS_FILE
 from vlmoe.adapter.model import MoELoraModel
 from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
-from vlmoe.finite import TrainedAway, check_finite
+from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
 from vlmoe.train import ranks
 from vlmoe.train.config import LATEST
 from vlmoe.train.manifest import damage, write_manifest
@@ -101,8 +101,8 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         for name, parameter in model.named_parameters()
         if MoELoraModel.prefix in name
     }
-    check_finite(
-        tensors.items(),
+    refuse(
+        ranks.of_any(not_finite(tensors.items())),
         "the adapter",
         "it is not saved, for nothing can be read off it; lower --lr or raise --damping",
         TrainedAway,
