@@ -143,7 +143,7 @@ def test_one_picture_without_numbers_spoils_no_other_question(base):
     """In one row of a batch, attention would carry it over to the others."""
     collator = base.collator()
     predictor = make_predictor("letter", base.model, collator)
-    asked = mixed()
+    asked = [replace(one, question="Which?") for one in mixed()]  # all of them in one row
     image = Image.new("RGB", (40, 30), (1, 2, 3))
     asked[3] = replace(asked[3], image=image)
     wanted = score(predictor, asked)

@@ -105,6 +105,8 @@ def score(
     """
 
     def answers(batches: list[list[int]], bar: tqdm) -> dict[int, Scored]:
+        if not batches:
+            return {}
         loader = DataLoader(
             _Questions(examples, blank_images, circular),
             batch_sampler=batches,
@@ -119,17 +121,21 @@ def score(
             )
             for row, question in zip(rows, questions, strict=True):
                 found[row] = _gather(question, predictions, circular)
-            bar.update(len(rows))
+            bar.update(sum(row not in known for row in rows))
+            known.update(rows)
         return found
 
     order = _together(examples)
+    known: set[int] = set()  # that the bar has counted
     with tqdm(total=len(examples), desc=description, unit="question", disable=None) as bar:
         found = answers(list(_batches(order, batch_size)), bar)
-        # What is no number spreads over its batch. (If it is everywhere, it is the model's.)
+        # What is no number spreads over its batch. If some are asked alone, and still nothing has
+        # an answer, it is the model's.
         spoilt = [row for row, item in found.items() if item.unanswered == NO_NUMBERS]
-        if batch_size > 1 and 0 < len(spoilt) < len(found):
-            bar.update(-len(spoilt))
-            found |= answers([[row] for row in spoilt], bar)
+        if batch_size > 1:
+            found |= answers([[row] for row in spoilt[:batch_size]], bar)
+            if not all(item.unanswered for item in found.values()):
+                found |= answers([[row] for row in spoilt[batch_size:]], bar)
     return [found[row] for row in range(len(examples))]
 
 
