@@ -39,6 +39,7 @@ from vlmoe.evaluate.report import (
     accuracy_line,
     circular_line,
     metrics,
+    unanswered_lines,
     write_report,
 )
 from vlmoe.evaluate.table import table
@@ -148,14 +149,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from vlmoe.adapter.load import find_adapter
-    from vlmoe.evaluate.multiple_choice import score
+    from vlmoe.adapter.load import check_numbers, find_adapter
+    from vlmoe.evaluate.multiple_choice import check_sound, score
     from vlmoe.evaluate.scoring import make_predictor
     from vlmoe.models.llava import load_base, resolve_device, resolve_dtype
     from vlmoe.models.shared import use_attention
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
+    for folder in folders.values():
+        check_numbers(folder)
     name = args.model or common_base(folders)
     args.prompt = args.prompt or common_setting("prompt", folders)
     args.image_fit = args.image_fit or common_setting("image_fit", folders)
@@ -184,6 +187,9 @@ def evaluate(args: argparse.Namespace) -> None:
             workers=args.workers,
             description=label,
         )
+        check_sound(scored)
+        for line in unanswered_lines(scored):
+            print(f"{label}: {line}" if not line.startswith(" ") else line)
         numbers = None
         if any(item.correct is not None for item in scored):
             numbers = metrics(scored, groups)

@@ -215,7 +215,7 @@ def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory
     assert row["reason"].startswith("more tokens than the model takes")
 
 
-def test_a_test_question_too_long_is_told_before_training(train, tmp_path, small):
+def test_a_test_question_too_long_is_told_and_wrong(train, tmp_path, small, capsys):
     from data_prep import visual7w
     from tests.visual7w_source import write_json, write_source
 
@@ -225,9 +225,14 @@ def test_a_test_question_too_long_is_told_before_training(train, tmp_path, small
     last["qa_pairs"][0]["question"] = "What is it? " * 400
     write_json(tmp_path / "raw", content)
     visual7w.prepare(tmp_path / "raw", tmp_path / "long")
-    with pytest.raises(UserError, match=f"takes .*, such as {last['qa_pairs'][0]['qa_id']}: take"):
-        train(*small, "--dataset", tmp_path / "long", "--output", "run")
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+    train(*small, "--dataset", tmp_path / "long", "--output", "run", "--max-steps", 1)
+    long = last["qa_pairs"][0]["qa_id"]
+    before, after = capsys.readouterr().out.split("questions to train on")
+    assert f"such as {long}: they count as wrong" in before
+    assert "1 of" in after
+    assert f"  {long}: example {long} takes" in after
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["unanswered"], metrics["base"]["unanswered"]) == (1, 1)
 
 
 def test_adapter_for_another_model(train, evaluate, small, tmp_path):

@@ -70,3 +70,20 @@ def test_tensorboard(tmp_path, monkeypatch):
     sent = set(events.Tags()["scalars"])
     assert sent >= {"routing/vision/entropy", "memory_mib", "damping_retries", "data_wait"}
     assert sent >= {"tokens_per_second", "questions_per_second"}
+
+
+def test_numbers_that_are_none_are_null_and_named(tmp_path):
+    sent = []
+    log = Log(tmp_path / "log.jsonl", also=sent.append)
+    infinite = float("inf")
+    log.write(
+        {"step": 1, "gate_norm": infinite, "routing": {"vision": {"idle": infinite}}, "x": [1]}
+    )
+    log.write({"step": 2, "ci95": [0.5, float("nan")], "text": "a\u2028b"})
+    assert "Infinity" not in log.path.read_text()
+    assert log.rows() == [
+        {"step": 1, "gate_norm": None, "routing": {"vision": {"idle": None}}, "x": [1],
+         "not_finite": ["gate_norm", "routing/vision/idle"]},
+        {"step": 2, "ci95": [0.5, None], "text": "a\u2028b", "not_finite": ["ci95"]},
+    ]  # fmt: skip
+    assert flat(sent[0]) == {}

@@ -19,6 +19,7 @@ from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.sites import find_sites
 from vlmoe.errors import UserError
+from vlmoe.finite import check_finite
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -49,6 +50,7 @@ def load_adapter(
     Raises:
         UserError: the path holds no adapter, or a damaged one, or one of another method; or its
             tensors do not fit the model (missing and unexpected names and wrong shapes are listed).
+        NotFinite: a tensor of the file holds NaN or infinity, or does in the model's dtype.
     """
     folder = find_adapter(path)
     config = _read_config(folder)
@@ -57,6 +59,7 @@ def load_adapter(
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     _check_fit(folder, found, _expected_shapes(bare, config, folder))
+    check_numbers(folder)
 
     # Low memory use is also low time: no first values are worked out for what the file fills.
     options: dict[str, Any] = {"is_trainable": is_trainable, "low_cpu_mem_usage": True}
@@ -198,6 +201,23 @@ def _check_fit(
         raise UserError([f"the adapter {folder} does not fit the model: {f}" for f in faults])
 
 
+def check_numbers(folder: Path) -> None:
+    """Look through an adapter's file before anything is done with it.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+        NotFinite: a tensor holds NaN or infinity.
+    """
+    _read_shapes(folder)
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        check_finite(
+            ((key.removeprefix(_PREFIX), file.get_tensor(key)) for key in file.keys()),  # noqa: SIM118
+            f"the adapter {folder}",
+            "its training diverged, or the file is damaged: take an earlier checkpoint, or train "
+            "again with a lower --lr",
+        )
+
+
 def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
     if not names:
         return []
@@ -208,6 +228,7 @@ def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
 def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
     """Every tensor in the model equals the file's: the last word on a silent partial load."""
     wrong: list[str] = []
+    loaded: list[tuple[str, torch.Tensor]] = []
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
         unread = set(tensors.keys())
         for path, layer in adapted_layers(model.get_base_model()):
@@ -220,8 +241,10 @@ def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
                     continue
                 unread.remove(key)
                 saved = tensors.get_tensor(key).to(parameter.device, parameter.dtype)
+                loaded.append((f"{path}.{kind}", saved))
                 if not torch.equal(saved, parameter.detach()):
                     wrong.append(key)
     if wrong or unread:
         names = [key.removeprefix(_PREFIX) for key in [*wrong, *sorted(unread)]]
         raise RuntimeError(f"loading {folder} left tensors unlike the file's: {', '.join(names)}")
+    check_finite(loaded, f"the adapter {folder} in this dtype", "its numbers are too large for it")

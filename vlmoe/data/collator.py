@@ -18,6 +18,7 @@ from transformers import LlavaProcessor
 from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.answer_tokens import AnswerTokens
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
+from vlmoe.data.fit import cropped, padded
 from vlmoe.data.prompt import IMAGE, LLAVA, PromptStyle, Turn, chat, conversation
 from vlmoe.data.tree import pack
 from vlmoe.errors import UserError
@@ -263,17 +264,10 @@ class Collator:
         }
 
     def _pixel_values(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-        if self.image_fit == "pad":
-            pictures = [self._square(picture) for picture in pictures]
-        processed = self.processor.image_processor(images=pictures, return_tensors="pt")
-        return {"pixel_values": processed["pixel_values"]}
-
-    def _square(self, picture: Image.Image) -> Image.Image:
-        side = max(picture.size)
-        mean = tuple(round(255 * part) for part in self.processor.image_processor.image_mean)
-        square = Image.new("RGB", (side, side), mean)
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        return square
+        fit = padded if self.image_fit == "pad" else cropped
+        processor = self.processor.image_processor
+        fitted = [fit(picture, processor) for picture in pictures]
+        return {"pixel_values": processor(images=fitted, return_tensors="pt")["pixel_values"]}
 
 
 def _distinct(examples: Sequence[Example]) -> tuple[list[Image.Image], list[int | None]]:
@@ -287,10 +281,19 @@ def _distinct(examples: Sequence[Example]) -> tuple[list[Image.Image], list[int 
             which.append(None)
             continue
         if id(picture) not in known:  # the same object needs no look at its pixels
-            content = picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()
+            content = picture.mode, picture.size, _digest(picture)
             if content not in known:
                 known[content] = len(pictures)
                 pictures.append(picture)
             known[id(picture)] = known[content]
         which.append(known[id(picture)])
     return pictures, which
+
+
+def _digest(picture: Image.Image, rows: int = 256) -> bytes:
+    """A hash of the pixels, a band of rows at a time: a large picture is not copied whole."""
+    digest = hashlib.sha256()
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        digest.update(band.tobytes())
+    return digest.digest()

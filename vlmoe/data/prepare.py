@@ -7,7 +7,6 @@ of its source; everything else is the same for all of them and lies here.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from vlmoe.data.lettering import LettersOutOfOrder, strip_letters
 from vlmoe.data.pictures import Picture, PictureStore
 from vlmoe.data.replace import replacing
 from vlmoe.errors import UserError
-from vlmoe.files import write_text
+from vlmoe.files import to_json, write_json, write_text
 
 SPLITS = ("train", "validation", "test")
 ALL_SPLITS = (*SPLITS, "unlabelled")
@@ -182,7 +181,7 @@ def write_dataset(
             for split in present:
                 rows = [_row(q, out) for q in questions if q.split == split]
                 _write_split(folder / split, rows)
-            (folder / DICTIONARY).write_text(json.dumps({"splits": present}))
+            (folder / DICTIONARY).write_text(to_json({"splits": present}), encoding="utf-8")
             manifest = {
                 "format": FORMAT,
                 "tool": tool,
@@ -200,8 +199,8 @@ def write_dataset(
                 "left_out": dict(left_out),
                 "notes": _notes(questions),
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            (folder / REJECTED).write_text(_lines(rejected))
+            write_json(folder / MANIFEST, manifest)
+            (folder / REJECTED).write_text(_lines(rejected), encoding="utf-8")
     except TooManyRejected:
         rejected_list(out).parent.mkdir(parents=True, exist_ok=True)
         write_text(rejected_list(out), _lines(rejected))
@@ -371,9 +370,8 @@ def _line(record: Rejected) -> str:
 
 def _lines(rejected: Sequence[Rejected]) -> str:
     fields = ("id", "split", "reason", "detail")
-    return "".join(
-        json.dumps({name: getattr(record, name) for name in fields}) + "\n" for record in rejected
-    )
+    rows = ({name: getattr(record, name) for name in fields} for record in rejected)
+    return "".join(to_json(row) + "\n" for row in rows)
 
 
 # --- what is written ------------------------------------------------------------------------
@@ -430,7 +428,7 @@ def _write_split(folder: Path, rows: list[dict[str, Any]]) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=2))
+    (folder / "state.json").write_text(to_json(state, indent=2), encoding="utf-8")
     DatasetInfo(features=features).write_to_directory(str(folder))
 
 

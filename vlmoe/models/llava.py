@@ -33,6 +33,7 @@ from vlmoe.data.answer_tokens import answer_tokens
 from vlmoe.data.collator import Collator
 from vlmoe.data.prompt import IMAGE, LLAVA, PROMPTS
 from vlmoe.errors import UserError
+from vlmoe.finite import check_finite
 from vlmoe.models.shared import sharing_fault
 
 TINY = "tiny"
@@ -95,6 +96,7 @@ def load_base(
     Raises:
         UserError: what ``name`` points to is missing, broken, or no LLaVA; bitsandbytes is needed
             and not installed; the tokenizer has no single token for the answer letters.
+        NotFinite: a weight that is not quantized holds NaN or infinity.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"unknown quantization {quantize!r}: choose from {', '.join(QUANTIZE)}")
@@ -129,6 +131,11 @@ def load_base(
         _keep_packing(model)
     if quantize == "none":
         model.to(device)
+    check_finite(
+        model.named_parameters(),
+        f"the model {name} in {str(torch_dtype).removeprefix('torch.')}",
+        "download it again, or take another --dtype (fp16 ends at 65504)",
+    )
     # By hand: peft's prepare_model_for_kbit_training also raises the rest to float32.
     model.requires_grad_(False)
     model.eval()

@@ -23,6 +23,7 @@ from vlmoe.adapter.load import WEIGHTS_FILE
 from vlmoe.adapter.model import MoELoraModel
 from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
+from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
 from vlmoe.train import ranks
 from vlmoe.train.config import LATEST
 from vlmoe.train.manifest import damage, write_manifest
@@ -89,6 +90,9 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         directory: replaced if it is there.
         base_name: hub id, path or ``tiny``: how the base is to be found again.
         writes: whether this process writes; the others only give their parts.
+
+    Raises:
+        TrainedAway: a tensor holds NaN or infinity; on every process, and nothing is written.
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name
@@ -97,6 +101,12 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         for name, parameter in model.named_parameters()
         if MoELoraModel.prefix in name
     }
+    refuse(
+        ranks.of_any(not_finite(tensors.items())),
+        "the adapter",
+        "it is not saved, for nothing can be read off it; lower --lr or raise --damping",
+        TrainedAway,
+    )
     if not writes:
         return
     with new_directory(directory) as temporary:
@@ -160,6 +170,7 @@ def load_adapter(path: Path, model: PeftModel) -> None:
 
     Raises:
         UserError: it does not fit, or cannot be read.
+        NotFinite: it holds NaN or infinity.
     """
     file = path / ADAPTER / WEIGHTS_FILE
     try:
@@ -169,6 +180,11 @@ def load_adapter(path: Path, model: PeftModel) -> None:
     if saved.keys() != live.keys():
         odd = sorted(saved.keys() ^ live.keys())
         raise UserError(f"{file} does not fit the model: {', '.join(odd[:6])} ({len(odd)} tensors)")
+    check_finite(
+        saved.items(),
+        f"the checkpoint {path}",
+        "go on from an earlier one, by --resume PATH",
+    )
     set_peft_model_state_dict(model, saved)
 
 

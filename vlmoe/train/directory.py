@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vlmoe.errors import UserError
 from vlmoe.evaluate.multiple_choice import Scored
 from vlmoe.evaluate.report import write_report
 from vlmoe.files import make_folder, remove_leftovers, write_jsonl, write_text, writing
+from vlmoe.finite import TrainedAway
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
@@ -169,13 +170,16 @@ class RunDirectory:
             self._lock.release()
             self._lock = None
 
-    def _writing(self, what: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
         kept = next(iter(checkpoint.found(self.path)), None)
         safe = f"the last good checkpoint is step-{kept}" if kept else "there is no checkpoint yet"
-        return writing(
-            f"{what} in {self.path}",
-            f"{safe}; make room or let it be written, then go on with --resume",
-        )
+        remedy = f"{safe}; make room or let it be written, then go on with --resume"
+        try:
+            with writing(f"{what} in {self.path}", remedy):
+                yield
+        except TrainedAway as error:
+            raise TrainedAway(f"{error}; {safe}") from error
 
     def _take(self) -> None:
         """Lock the run, and clear away what a killed process left unfinished."""

@@ -14,7 +14,7 @@ from vlmoe.choices import FIND
 from vlmoe.data.mixture import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
-from vlmoe.evaluate.report import accuracy_line, metrics
+from vlmoe.evaluate.report import accuracy_line, metrics, unanswered_lines
 from vlmoe.evaluate.table import table
 from vlmoe.models.llava import Base, load_base
 from vlmoe.models.shared import use_attention
@@ -71,7 +71,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         collator = setup.make_collator(base, config)
         examples, skipped = trainable(load_mixture(data, "train"), collator)
         check_pictures(accelerator, examples, validation, test)
-        check_lengths(collator, validation, test)
+        check_lengths(collator, validation, test, say=accelerator.print)
 
         torch.manual_seed(config.seed)
         with adapted(base, config) as model:
@@ -114,6 +114,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             if accelerator.is_main_process:
                 numbers, base_numbers = metrics(scored), metrics(base_scored)
                 directory.finish(run, scored, numbers, base_numbers)
+                for line in unanswered_lines(scored):
+                    print(line)
                 print(table({"base": base_numbers, "adapter": numbers}))
                 print(f"run written to {directory.path}")
                 print(accuracy_line(numbers))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlmoe.figure import write_png
-from vlmoe.files import write_jsonl, writing
+from vlmoe.files import finite, to_json, write_jsonl, writing
 
 VALIDATION = "validation_accuracy"
 
@@ -37,14 +38,19 @@ class Log:
             write_jsonl(path, [row for row in self.rows() if row["step"] <= done])
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line.
+
+        A number that is not finite becomes null, and ``not_finite`` names it.
+        """
         if not self.writes:
             return
+        if lost := _lost(row):
+            row = {**finite(row), "not_finite": lost}
         with (
             writing(str(self.path), "make room, then go on with --resume"),
             self.path.open("a", encoding="utf-8") as file,
         ):
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._also(row)
@@ -53,8 +59,9 @@ class Log:
         """All lines so far, but for a last one that a killed process did not finish."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        # Not splitlines: JSON does not escape U+2028 and other ends of a line.
+        whole = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in whole]
 
     def validated(self, step: int) -> bool:
         """Whether the validation after a step is in it."""
@@ -69,13 +76,26 @@ class Log:
         return {"step": row["step"], "accuracy": row[VALIDATION]}
 
 
+def _lost(value: Any, name: str = "") -> list[str]:
+    """The names of numbers that are not finite; of nested tables as ``routing/vision/idle``."""
+    if isinstance(value, Mapping):
+        return [
+            lost
+            for key, item in value.items()
+            for lost in _lost(item, f"{name}/{key}" if name else key)
+        ]
+    values = value if isinstance(value, list | tuple) else [value]
+    sound = all(math.isfinite(item) for item in values if isinstance(item, float))
+    return [] if sound else [name]
+
+
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
     """Draw loss, learning rate and validation accuracy against the step.
 
     Returns:
         Whether matplotlib was there to draw with.
     """
-    steps = [row for row in rows if "loss" in row]
+    steps = [row for row in rows if row.get("loss") is not None]
     scored = [row for row in rows if VALIDATION in row]
 
     def paint(figure: Any) -> None:
