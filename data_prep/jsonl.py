@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +48,7 @@ from vlmoe.data.prepare import (
 )
 from vlmoe.data.prompt import IMAGE
 from vlmoe.errors import UserError
+from vlmoe.files import to_json
 
 TOOL = "data_prep/jsonl.py"
 SHARES = (0.8, 0.1, 0.1)
@@ -135,7 +135,7 @@ def read(items: Items, split: str, pictures: Pictures, answers: str) -> Iterator
             if items.wrapper is not None:
                 read.notes.append(f"taken from the list under {items.wrapper!r}")
             name = f"{prefix}{_id(read, place)}"
-            digest = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).digest()
+            digest = hashlib.sha256(to_json(dict(sorted(item.items()))).encode()).digest()
             if "id" in read.values and digest in met:
                 yield LeftOut(SAME_AGAIN)
                 continue
