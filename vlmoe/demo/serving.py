@@ -211,7 +211,7 @@ def serve(
     secure: set[str] = set()  # grows with the public link
 
     page.queue(max_size=args.queue, default_concurrency_limit=1, api_open=False)
-    inner, user = application(page, auth, looks)
+    inner, user = application(page, auth, args.max_upload_mb * 1_000_000, looks)
     app = guarded(inner, page, store, args, user if auth else None)
     app = Hosts(app, names, own_addresses=own_addresses, proxies=proxies, secure=secure)
     app = SafeHeaders(Refusals(app), scripts="'unsafe-eval'")  # Gradio's HTML is a template

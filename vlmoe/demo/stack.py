@@ -52,9 +52,16 @@ User = Callable[[Scope], str | None]
 
 
 def application(
-    page: gr.Blocks, auth: tuple[str, str] | None, looks: dict[str, Any]
+    page: gr.Blocks, auth: tuple[str, str] | None, most: int, looks: dict[str, Any]
 ) -> tuple[App, User]:
-    """The page as an ASGI application, and who has sent a request, by the name of his login."""
+    """The page as an ASGI application, and who has sent a request, by the name of his login.
+
+    Args:
+        page: the page.
+        auth: name and password, or None.
+        most: bytes of a file, which clients look at before they send one.
+        looks: theme and style.
+    """
     import gradio as gr
     from fastapi import FastAPI
 
@@ -65,6 +72,7 @@ def application(
         page,
         "/",
         auth=same_password(*auth) if auth else None,
+        max_file_size=most,
         show_error=False,
         run_history=False,
         footer_links=["api", "gradio", "settings"],

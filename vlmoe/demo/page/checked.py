@@ -42,8 +42,8 @@ class CheckedBlocks(gr.Blocks):
         given = [self._plain(*pair) for pair in zip(wanted, inputs, strict=True)]
         try:
             return await super().preprocess_data(block_fn, given, state, explicit_call)
-        except gr.Error:
-            raise
+        except gr.Error as error:  # a component's own, which it would print
+            raise UserError(str(error.message)) from error
         except Exception as error:
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from error
