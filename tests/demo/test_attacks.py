@@ -376,7 +376,10 @@ def test_nothing_is_held_for_who_has_not_logged_in(locked):
     for path in ("cancel", "reset", "run/predict", "call/ask", "upload"):
         assert httpx.post(f"{locked.url}/gradio_api/{path}", json={}).status_code == 401
     assert httpx.get(f"{locked.url}/config").status_code == 401
-    assert httpx.get(locked.url).status_code == 200
+    page = httpx.get(locked.url, headers={"accept": "text/html"})
+    assert page.status_code == 200
+    assert "auth_required" in page.text
+    assert "max_new_tokens" not in page.text  # nothing of the endpoints either
 
 
 def test_guesses_are_few(locked):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import secrets
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vlmoe.demo.guard.asgi import App, Scope, cookies
+from vlmoe.demo.guard.asgi import App, Message, Receive, Scope, Send, cookies, without
 from vlmoe.demo.guard.bodies import BodyLimit
 from vlmoe.demo.guard.connections import Places, Streams
 from vlmoe.demo.guard.logins import Attempts, Logins, Members, same_password
@@ -47,6 +48,11 @@ SURROUNDINGS_MB = 2  # of a request, beside its picture
 LARGEST_CALL = 1_000_000  # bytes; a conversation has 50,000 characters, of 12 bytes at most
 LARGEST_LOGIN = 10_000
 SESSIONS = 100
+
+_ENDPOINTS = re.compile(rb"window\.gradio_api_info = .*?;</script>", re.DOTALL)
+_NO_ENDPOINTS = (
+    b'window.gradio_api_info = {"named_endpoints": {}, "unnamed_endpoints": {}};</script>'
+)
 
 User = Callable[[Scope], str | None]
 
@@ -95,6 +101,38 @@ def application(
     return parent, user
 
 
+class BareLoginPage:
+    """Leaves out of the page where one logs in what Gradio tells there of its endpoints.
+
+    Their defaults name an adapter.
+    """
+
+    def __init__(self, app: App, user: User):
+        self.app, self.user = app, user
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/" or self.user(scope) is not None:
+            await self.app(scope, receive, send)
+            return
+        start: Message = {}
+        body = b""
+
+        async def cut(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                body = _ENDPOINTS.sub(_NO_ENDPOINTS, body)
+                kept = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+                await send({**start, "headers": kept})
+                await send({"type": "http.response.body", "body": body})
+
+        scope = {**scope, "headers": without(scope, ["accept-encoding"])}  # else it is unreadable
+        await self.app(scope, receive, cut)
+
+
 def guarded(
     app: App, page: gr.Blocks, store: Store, args: argparse.Namespace, user: User | None
 ) -> App:
@@ -137,6 +175,7 @@ def guarded(
     streams = max(args.max_connections // 2, 1)
     app = Streams(app, held, Places(streams, max(streams // 4, 1)), HELD_SECONDS)
     if user is not None:
+        app = BareLoginPage(app, user)
         app = Members(app, user, (*TO_LOG_IN, *LOOKS))
         app = Logins(app, Attempts())
     app = BodyLimit(app, largest, pause=args.read_timeout, whole=12 * args.read_timeout)

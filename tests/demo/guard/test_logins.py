@@ -96,6 +96,10 @@ def test_the_table_is_bounded(clock):
     assert len(attempts) <= 100
 
 
+URLENCODED = {"content-type": "application/x-www-form-urlencoded"}
+LOGIN = request("/login", "POST", headers=URLENCODED)
+
+
 def form(name: str, password: str = "wrong") -> list[bytes]:
     return [f"username={name}&password={password}".encode()]
 
@@ -111,8 +115,7 @@ def test_many_at_once_gain_nothing(monkeypatch, caplog):
     monkeypatch.setattr(logins.asyncio, "sleep", no_delay)
 
     async def flood():
-        scope = request("/login", "POST")
-        return await asyncio.gather(*(asked(guard, scope, form("m%0Ae")) for _ in range(60)))
+        return await asyncio.gather(*(asked(guard, LOGIN, form("m%0Ae")) for _ in range(60)))
 
     with caplog.at_level(logging.WARNING):
         statuses = [answer.status for answer in asyncio.run(flood())]
@@ -130,7 +133,7 @@ def test_right_ones_are_logged_and_not_slowed(caplog):
     guard = Logins(Inner(), Attempts())
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
-            assert ask(guard, request("/login", "POST"), form("me")).status == 200
+            assert ask(guard, LOGIN, form("me")).status == 200
     assert "login of 'me' from 127.0.0.1" in caplog.text
     assert ask(guard, request("/other", "POST"), form("me")).status == 200
 
@@ -140,8 +143,21 @@ def test_ipv6_networks_count_as_one():
     guard.attempts.begin("2001:db8::/64", "me")
     for _ in range(4):
         guard.attempts.begin("2001:db8::/64", "me")
-    scope = request("/login", "POST", client="2001:db8::1234")
+    scope = LOGIN | {"client": ("2001:db8::1234", 1)}
     assert ask(guard, scope, form("me")).status == 429
+
+
+def test_forms_of_browsers():
+    """A page sends its form in parts; the name in them is the one that is locked."""
+    attempts = Attempts()
+    head = {"content-type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="username"\r\n\r\nme\r\n--x--\r\n'
+    guard = Logins(Inner(status=400), attempts)
+    for _ in range(5):
+        attempts.begin("127.0.0.1", "me")
+    assert ask(guard, request("/login", "POST", headers=head), [part]).status == 429
+    assert ask(guard, request("/login/", "POST", headers=head), [part]).status == 429
+    assert ask(guard, request("/login", "POST", headers=head), [b"no form"]).status == 400
 
 
 def test_who_is_no_member():

@@ -153,14 +153,22 @@ def test_what_was_broken_off_counts_no_more(store):
     assert store.size == 5
 
 
-def test_what_is_old_is_nobodys(store, clock):
-    path = put(store)
-    clock.now = 599
-    assert store.find(path, ME)
-    clock.now = 1300
-    assert store.find(path, ME) is None
+def test_what_is_old_makes_room(store, clock):
+    path = put(store, Who("2.2.2.2"), size=50)
     put(store, size=50)
+    clock.now = 599
+    with pytest.raises(Full):
+        put(store, Who("3.3.3.3"))
+    clock.now = 601
+    put(store, Who("3.3.3.3"))
     assert not Path(path).exists()
+    assert store.size == 10
+
+
+def test_what_was_removed_is_nobodys(store):
+    path = put(store)
+    Path(path).unlink()
+    assert store.find(path, ME) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import parse_qs
 
 from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, address
 from vlmoe.demo.guard.bodies import again, whole_body
@@ -141,9 +140,7 @@ class Logins:
             await self.app(scope, receive, send)
             return
         body = await whole_body(receive)
-        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
-        # As an address on a log line, and as a key: no line breaks, and not of any length.
-        name, where = form.get("username", [""])[-1].strip()[:100], address(scope)
+        name, where = await _name(scope, body), address(scope)
         delay = self.attempts.begin(where, name)
         status = 500
 
@@ -161,6 +158,21 @@ class Logins:
             await send(message)
 
         await self.app(scope, again(body, receive), noted)
+
+
+async def _name(scope: Scope, body: bytes) -> str:
+    """The name that is tried, as whoever checks it reads it; cut, since it is kept and logged."""
+    from starlette.formparsers import MultiPartException  # Starlette comes with Gradio
+    from starlette.requests import Request
+
+    async def nothing() -> Message:
+        return {"type": "http.disconnect"}
+
+    try:
+        async with Request(scope, again(body, nothing)).form(max_files=0, max_fields=10) as form:
+            return str(form.get("username", "")).strip()[:100]
+    except MultiPartException as error:
+        raise Refused(400, f"The form cannot be read: {error.message}") from None
 
 
 class Members:

@@ -170,7 +170,7 @@ class Store:
             return sum(one.size for one in self._files.values()) + sum(self._awaited.values())
 
     def _may(self, stored: Stored | None, who: Who, use: bool) -> bool:
-        if stored is None or self.clock() - stored.used > self.keep:
+        if stored is None:
             return False
         sender = stored.sender
         if sender.client == PAGE:
