@@ -72,6 +72,7 @@ def served(
         proxy_headers=False,  # it would believe whoever is on this machine; see `Hosts`
         server_header=False,
         h11_max_incomplete_event_size=32_768,
+        timeout_keep_alive=max(1, int(min(5, patience))),
         timeout_graceful_shutdown=2,  # open pages hold streams
     )
     server = uvicorn.Server(config)

@@ -102,7 +102,9 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     if args.port is not None and not 0 < args.port < 65536:
         faults.append("--port must lie between 1 and 65535")
     faults += [
-        f"--allowed-host {one!r} is no host" for one in args.allowed_host if not name_of(one)
+        f"--allowed-host {one!r} is no host: give a name such as demo.example.org"
+        for one in args.allowed_host
+        if not name_of(one) or set(one) & set("/ @?#")
     ]
     if args.max_client_mb < args.max_upload_mb + SURROUNDINGS_MB:
         faults.append(f"--max-client-mb must be {args.max_upload_mb + SURROUNDINGS_MB} at least")

@@ -82,10 +82,12 @@ def test_a_trusted_proxy_does():
     inner = Inner()
     guard = Hosts(inner, {"demo.example.org"}, proxies=[network("127.0.0.0/8")])
     assert ask(guard, request(headers=FORWARDED)).status == 200
-    (scope,) = inner.scopes
+    scope = inner.scopes[0]
     assert scope["headers"] == [(b"host", b"demo.example.org")]
     # 6.6.6.6 is what the visitor says himself.
     assert (scope["client"][0], scope["scheme"]) == ("9.9.9.9", "https")
+    ask(guard, request(headers=FORWARDED, client="::ffff:127.0.0.1"))
+    assert inner.scopes[-1]["client"][0] == "9.9.9.9"
     foreign = FORWARDED | {"x-forwarded-host": "evil.example"}
     assert ask(guard, request(headers=foreign)).status == 400
 

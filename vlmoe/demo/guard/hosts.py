@@ -105,7 +105,8 @@ def believed(given: str, proxies: Sequence[Network]) -> bool:
         parsed = ipaddress.ip_address(given)
     except ValueError:
         return False
-    return any(parsed in one for one in proxies)
+    mapped = getattr(parsed, "ipv4_mapped", None)  # as a socket for both kinds tells IPv4
+    return any((mapped or parsed) in one for one in proxies)
 
 
 def name_of(host: str) -> str:
