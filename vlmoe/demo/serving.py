@@ -16,6 +16,7 @@ from vlmoe.demo.engine import Engine
 from vlmoe.demo.limits import Limits
 from vlmoe.demo.uploads import BodyLimit, removed_in_time
 from vlmoe.errors import UserError
+from vlmoe.flags import Parser
 from vlmoe.models.llava import resolve_device
 from vlmoe.train.runs import NONE, common_base, name_adapters
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The flags of ``demo/app.py``."""
     usual = Limits()
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument(
         "--adapter",
         nargs="+",

@@ -36,6 +36,7 @@ from vlmoe.data.mixture import PROPORTIONAL, shares
 from vlmoe.data.prompt import PROMPTS
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
+from vlmoe.flags import Parser, hint, unknown_value
 from vlmoe.train.kinds import Kind, kind_of
 
 CONFIG_FILE = "config.yaml"
@@ -242,9 +243,7 @@ def from_command_line(
     Raises:
         UserError: every unknown key and every value out of range, together.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; flags win")
     parser.add_argument(
         "--resume",
@@ -335,7 +334,7 @@ def build_resumed(values: dict[str, Any]) -> TrainConfig:
 def build(values: dict[str, Any]) -> TrainConfig:
     """A config from a mapping. Raises ``UserError`` with all unknown keys and faulty values."""
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = [f"unknown key {key!r}{_nearest(key, known)}" for key in values if key not in known]
+    unknown = [f"unknown key {key!r}{hint(key, known)}" for key in values if key not in known]
     try:
         config = TrainConfig(**{key: value for key, value in values.items() if key in known})
     except UserError as error:
@@ -416,7 +415,7 @@ def _range_faults(config: TrainConfig):
     for name, allowed in choices.items():
         value = getattr(config, name)
         if value is not None and value not in allowed:
-            yield f"unknown {name} {value!r}: choose from {', '.join(allowed)}"
+            yield unknown_value(name, value, allowed)
     for name in ("experts", "top_k", "rank", "batch_size", "grad_accum", "log_steps",
                  "eval_batch_size", "max_steps", "max_bad_steps", "pack_tokens",
                  "questions_per_image"):  # fmt: skip
@@ -457,10 +456,3 @@ def _range_faults(config: TrainConfig):
         yield f"model {config.model} has no weights: the shapes are {shapes}, for --dry-run only"
     if config.max_steps is not None and config.epochs is not None:
         yield "give max_steps or epochs, not both"
-
-
-def _nearest(key: str, known: set[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
