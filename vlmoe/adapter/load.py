@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.sites import find_sites
 from vlmoe.errors import UserError
+from vlmoe.hub import why_not_hub
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT puts it before every key it saves
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def load_adapter(
@@ -90,8 +89,8 @@ def find_adapter(path: str | Path) -> Path:
         )
     if folder.exists():
         raise UserError(f"{folder} is a file; give the directory that holds {CONFIG_FILE}")
-    if not _HUB_ID.fullmatch(str(path)):
-        raise UserError(f"there is no adapter at {path}: no such directory")
+    if fault := why_not_hub(str(path), CONFIG_FILE):
+        raise UserError(f"there is no adapter at {path}: {fault}")
     try:
         config_file = hf_hub_download(str(path), CONFIG_FILE)
         hf_hub_download(str(path), WEIGHTS_FILE)
