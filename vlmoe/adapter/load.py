@@ -50,7 +50,7 @@ def load_adapter(
             tensors do not fit the model (missing and unexpected names and wrong shapes are listed).
     """
     folder = find_adapter(path)
-    config = _read_config(folder)
+    config = read_config(folder)
     found = _read_shapes(folder)
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
@@ -110,13 +110,14 @@ def read_base_name(folder: Path) -> str:
     Raises:
         UserError: the adapter's config is damaged or does not name it.
     """
-    name = _read_config(folder).base_model_name_or_path
+    name = read_config(folder).base_model_name_or_path
     if not name:
         raise UserError(f"{folder / CONFIG_FILE} does not name its base: give it with --model")
     return name
 
 
-def _read_config(folder: Path) -> MoELoraConfig:
+def read_config(folder: Path) -> MoELoraConfig:
+    """The settings in an adapter's directory. Raises ``UserError`` if they are damaged."""
     file = folder / CONFIG_FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -185,6 +185,16 @@ def hide_bars_from_logs() -> None:
         logging.disable_progress_bar()
 
 
+def checkpoint_activations(model: Any, on: bool = True) -> None:
+    """Have a model compute its activations twice instead of keeping them; or no longer."""
+    # Older versions of transformers know it by another name, which newer ones warn of.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bf16 on a GPU and fp32 on the CPU. Raises ``UserError`` on an unknown name."""
     if dtype == "auto":

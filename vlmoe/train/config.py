@@ -9,11 +9,11 @@ import inspect
 import math
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,7 @@ from vlmoe.choices import (
     GATE_RESCALES,
     IMAGE_FITS,
     INITS,
+    NONE,
     OPTIMIZERS,
     QUANTIZE,
     SIZES,
@@ -42,6 +43,7 @@ from vlmoe.train.kinds import Kind, kind_of
 CONFIG_FILE = "config.yaml"
 LATEST = "latest"
 DEFAULT_STEPS = 1000
+LENGTH = ("max_steps", "epochs")
 # What a resumed run may change: it alters memory, speed and what is written, not the mathematics.
 HARMLESS = {
     "output",
@@ -64,6 +66,8 @@ HARMLESS = {
     "track",
     "dry_run",
 }
+# And the place of the data, whose content a checkpoint knows; and how long it is.
+RESUMABLE = HARMLESS | {"dataset", *LENGTH}
 DEFAULT_PIECE = 5  # questions computed at once, unless --grad-accum says otherwise
 SHAPE = "shape:"
 
@@ -84,6 +88,9 @@ class TrainConfig:
     as 0.3,0.7"""
     model: str = DEFAULT_MODEL
     """hub id or path of a LLaVA-1.5 model, or `tiny`, the built-in base"""
+    init_adapter: str | None = None
+    """start from this adapter (a run directory, its adapter/, or a hub id) instead of new experts;
+    experts, rank, top_k, alpha, init and target_modules are the adapter's"""
     output: str | None = None
     """run directory (default runs/DATASET-OPTIM)"""
     optim: str = "grsgd"
@@ -165,11 +172,12 @@ class TrainConfig:
     """a line in log.jsonl every so many steps"""
     eval_steps: int = 200
     """score the validation split every so many steps and after the last; 0: never"""
-    eval_questions: int = 500
-    """validation questions to score (drawn once, the same for every run); 0: all"""
-    test_questions: int = 2000
+    eval_questions: int | Literal["none"] = 500
+    """validation questions to score (drawn once, the same for every run); 0: all; none: nothing is
+    validated"""
+    test_questions: int | Literal["none"] = 2000
     """test questions to score at the end, with and without adapter (drawn once, the same for every
-    run); 0: all"""
+    run); 0: all; none: nothing is scored"""
     eval_batch_size: int = 16
     """questions in one forward pass when scoring; it does not change the answers"""
     save_steps: int = 500
@@ -270,8 +278,8 @@ def from_command_line(
     file, resume = given.pop("config"), given.pop("resume")
     from_file = read_yaml(file) if file else {}
     # A flag that says how long takes the place of either in the file.
-    if {"max_steps", "epochs"} & set(given):
-        from_file = {key: v for key, v in from_file.items() if key not in ("max_steps", "epochs")}
+    if set(LENGTH) & set(given):
+        from_file = {key: v for key, v in from_file.items() if key not in LENGTH}
     values = {**from_file, **given}
     if resume and values.get("dry_run"):
         raise UserError("--dry-run tells of a new run: leave --resume out")
@@ -285,7 +293,13 @@ def from_command_line(
                 f"--resume {resume} belongs to the run {run}, not to --output {values['output']}: "
                 "a run goes on in its own directory, leave --output out"
             )
-    return (build_resumed(values) if resume else build(values)), resume
+    if resume:
+        return build_resumed(values), resume
+    if values.get("init_adapter"):
+        from vlmoe.train.init_adapter import adopted  # takes seconds, by torch and peft
+
+        values = adopted(values)
+    return build(values), resume
 
 
 def _run_of(resume: str) -> tuple[str, Path | None]:
@@ -310,7 +324,8 @@ def shape_of(model: str) -> str | None:
 
 
 def build_resumed(values: dict[str, Any]) -> TrainConfig:
-    """The settings of the run that is resumed; ``values`` may change only what is harmless.
+    """The settings of the run that is resumed; ``values`` may change only what is harmless, and
+    how long it is (that it does not get shorter is seen when its questions are counted).
 
     Raises:
         UserError: there is no such run, or a value would change what is computed.
@@ -324,11 +339,14 @@ def build_resumed(values: dict[str, Any]) -> TrainConfig:
         f"{key} cannot change when a run is resumed: it was {getattr(saved, key)!r}, "
         f"now {getattr(asked, key)!r}"
         for key in values
-        if key not in HARMLESS and getattr(asked, key) != getattr(saved, key)
+        if key not in RESUMABLE and getattr(asked, key) != getattr(saved, key)
     ]
     if faults:
         raise UserError(faults)
-    return dataclasses.replace(saved, **{key: getattr(asked, key) for key in values})
+    changes = {key: getattr(asked, key) for key in values}
+    if set(LENGTH) & set(values):
+        changes |= {key: getattr(asked, key) for key in LENGTH}
+    return dataclasses.replace(saved, **changes)
 
 
 def build(values: dict[str, Any]) -> TrainConfig:
@@ -359,9 +377,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def to_yaml(config: TrainConfig) -> str:
-    """The settings as YAML that `--config` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+def to_yaml(config: TrainConfig, notes: Mapping[str, str] | None = None) -> str:
+    """The settings as YAML that `--config` reads back; with a comment behind keys in ``notes``."""
+    lines = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).splitlines()
+    for key, note in (notes or {}).items():
+        at = next(at for at, line in enumerate(lines) if line.startswith(f"{key}:"))
+        lines[at] += f"  # {note}"
+    return "\n".join(lines) + "\n"
 
 
 @cache
@@ -426,7 +448,7 @@ def _range_faults(config: TrainConfig):
                  "keep_checkpoints", "workers", "gate_lr", "weight_decay",
                  "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
-        if not 0 <= value < float("inf"):
+        if value != NONE and not 0 <= value < float("inf"):
             yield f"{name} must not be negative, got {value}"
     for name in ("lr", "alpha", "damping", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
