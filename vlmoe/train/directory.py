@@ -126,7 +126,8 @@ class RunDirectory:
         if longer:
             length = "max_steps" if config.epochs is None else "epochs"
             notes[length] = "; ".join(
-                f"{row['steps_before']} steps became {row['steps_now']} after step {row['step']}"
+                f"{row['steps_before'] or 'fewer'} steps became {row['steps_now']} "
+                f"after step {row['step']}"
                 for row in longer
             )
         return notes

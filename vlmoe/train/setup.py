@@ -189,9 +189,9 @@ def _longer(run: Run) -> dict[str, Any] | None:
         UserError: it is to be shorter.
     """
     before = run.planned_before
-    if before is None or before == run.steps:
+    if before == run.steps:
         return None
-    if run.steps < before:
+    if before is not None and run.steps < before:
         raise UserError(
             f"the run was to have {before} steps and cannot be made shorter, to {run.steps}: leave "
             "--max-steps and --epochs out, or give more"
@@ -200,12 +200,19 @@ def _longer(run: Run) -> dict[str, Any] | None:
     (was,) = (group["lr"] for group in groups if group["name"] == "experts")
     schedule = run.schedule
     assert isinstance(schedule, LambdaLR)
-    for group, rate, share in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["lr"] = rate * share(schedule.last_epoch)
-    schedule._last_lr = [group["lr"] for group in groups]
+    rates = [
+        rate * share(schedule.last_epoch)
+        for rate, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    if before is None and rates == [group["lr"] for group in groups]:
+        return None  # an earlier version's checkpoint, which does not say how many there were to be
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
     (now,) = (group["lr"] for group in groups if group["name"] == "experts")
     run.accelerator.print(
-        f"trained further: {before} steps become {run.steps}. The rates fall linearly over all "
-        f"{run.steps}, so the experts' goes on at {now:.3g}, where it had come down to {was:.3g}"
+        f"trained further: {before or 'fewer'} steps become {run.steps}. The rates fall "
+        f"linearly over all {run.steps}, so the experts' goes on at {now:.3g}, "
+        f"where it had come down to {was:.3g}"
     )
     return {"step": run.done, "steps_before": before, "steps_now": run.steps}
