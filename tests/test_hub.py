@@ -33,8 +33,15 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", ["runs/mine", "runs/mine/adapter", "./mine", "mine", "/no/where"])
 def test_a_path_that_is_not_there(name):
     for load in (find_adapter, load_base, load_collator):
-        with pytest.raises(UserError, match="no such directory"):
+        with pytest.raises(UserError, match="no such directory") as caught:
             load(name)
+        assert "not to be had" not in str(caught.value)
+
+
+def test_where_runs_are_written_is_no_users_name(here):
+    (here / "runs").rmdir()
+    with pytest.raises(UserError, match=r"there is no adapter at runs/mine: no such directory$"):
+        find_adapter("runs/mine")
 
 
 def test_a_slip_in_the_built_in_bases_name():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+RUNS = "runs"  # the folder that runs are written to is no user's name
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -17,9 +18,9 @@ def why_not_hub(name: str, file: str) -> str | None:
             cache holds is taken all the same.
         file: what a repository of that kind holds.
     """
-    if not _HUB_ID.fullmatch(name):
-        return "no such directory"
     parent = Path(name).parent
+    if not _HUB_ID.fullmatch(name) or (parent.name == RUNS and not parent.is_dir()):
+        return "no such directory"
     if not parent.is_dir():
         return None
     from huggingface_hub import try_to_load_from_cache
