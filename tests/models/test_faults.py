@@ -74,6 +74,7 @@ def one_shard_is_missing(folder: Path) -> None:
 WITHOUT_WEIGHTS = {
     "original llava": (original("llava"), "original LLaVA code .*llava-hf/llava-1.5-7b-hf"),
     "original llava_llama": (original("llava_llama"), "original LLaVA code .*llava-hf/llava-1.5"),
+    "no more than its type": (write("config.json", b'{"model_type": "llava_llama"}'), "original"),
     "no type": (config(lambda c: c.pop("model_type")), "names no model_type"),
     "another type": (config(lambda c: c.update(model_type="llava_next")), "a 'llava_next' model"),
     "broken config": (write("config.json", b'{"model_type": '), "its config "),

@@ -15,6 +15,7 @@ from vlmoe.errors import UserError
 
 CONFIG = "config.json"
 TINY = "tiny"
+ORIGINAL = ("llava_llama", "llava_mistral", "llava_mpt")  # model types of the original code
 # A layer's weight; buffers that older versions of transformers saved are none.
 _OF_A_LAYER = re.compile(r"\.layers\.\d+\..*\.(weight|bias)$")
 
@@ -36,8 +37,8 @@ def no_model(path: Path) -> str | None:
 def check_kind(name: str, config: Mapping[str, Any]) -> None:
     """Raises ``UserError`` if a ``config.json`` is not that of a LLaVA in transformers format."""
     kind = config.get("model_type")
-    original = any(key.startswith("mm_") for key in config) and "vision_config" not in config
-    if original and str(kind).startswith("llava"):
+    nested = "vision_config" in config or not any(key.startswith("mm_") for key in config)
+    if kind in ORIGINAL or (kind == "llava" and not nested):
         raise UserError(
             f"{name} is in the layout of the original LLaVA code (model_type {kind!r}), not in "
             f"transformers' own: take {DEFAULT_MODEL}, which is LLaVA-1.5-7B in that, or convert "
