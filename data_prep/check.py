@@ -8,7 +8,6 @@ two splits share a picture or a question. 2: not a prepared dataset, or options 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections import Counter
@@ -31,6 +30,7 @@ from vlmoe.data.pictures import pixel_digest
 from vlmoe.errors import UserError
 from vlmoe.evaluate.table import align
 from vlmoe.files import write_jsonl
+from vlmoe.flags import Parser
 
 if TYPE_CHECKING:
     from vlmoe.data.collator import Collator
@@ -248,9 +248,7 @@ def write_rejected(file: Path, reports: dict[str, SplitReport]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, check, print the report; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="a prepared dataset")
     parser.add_argument(
         "--model", help="count tokens as this one does: tiny, a path, or a hub id (default: don't)"

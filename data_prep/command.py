@@ -11,15 +11,12 @@ from typing import Any
 from vlmoe.data.dataset import REJECTED
 from vlmoe.data.prepare import Writing
 from vlmoe.errors import run_command
+from vlmoe.flags import Parser
 
 
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with the options that every preparation command has."""
-    made = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(description=description, epilog=epilog)
     made.add_argument(
         "--out",
         type=Path,

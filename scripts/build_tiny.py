@@ -13,7 +13,6 @@ repository's history.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from pathlib import Path
@@ -22,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from vlmoe.errors import run_command
+from vlmoe.flags import Parser
 from vlmoe.models.llava import hide_bars_from_logs, load_base
 from vlmoe.models.tiny.classroom import Classroom
 from vlmoe.models.tiny.exam import open_accuracy
@@ -30,9 +31,7 @@ from vlmoe.models.tiny.stages import STAGES, Stage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     default_out = Path(__file__).parents[1] / "vlmoe" / "models" / "tiny"
     parser.add_argument("--out", type=Path, default=default_out, help="directory to write")
     parser.add_argument(
@@ -117,4 +116,4 @@ def save(model, processor, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -44,6 +44,7 @@ from vlmoe.evaluate.report import (
 )
 from vlmoe.evaluate.table import table
 from vlmoe.files import write_json, write_jsonl
+from vlmoe.flags import Parser
 from vlmoe.train.runs import BASE, NONE, common_base, name_adapters
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
@@ -55,9 +56,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--adapter",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
+import sys
+import types
 
+import accelerate.tracking
+import accelerate.utils
 import pytest
 
 from vlmoe.errors import UserError
@@ -11,7 +16,7 @@ from vlmoe.train import trackers
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.setup import make_accelerator
 from vlmoe.train.trackers import flat
-from vlmoe.train.tracking import Log
+from vlmoe.train.tracking import Log, draw_curves
 
 
 def test_a_line_that_was_not_finished(tmp_path):
@@ -48,6 +53,66 @@ def test_a_tracker_that_is_not_there(monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--track wandb needs wandb, .*: pip install wandb"):
         make_accelerator(TrainConfig(track="wandb", device="cpu"))
+
+
+LOSS = {"step": 1, "loss": 2.0, "lr": 0.1}
+ACCURACY = {"step": 1, "validation_accuracy": 0.5, "validation_ci95": [0.4, 0.6], "chance": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([LOSS], ["cross-entropy per answer token"]),
+        ([ACCURACY], ["validation accuracy (dashed: chance)"]),
+        ([LOSS, ACCURACY], ["cross-entropy per answer token",
+                            "validation accuracy (dashed: chance)"]),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_curves_have_no_empty_panel(tmp_path, monkeypatch, rows, labels):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure, *args, **options):
+        panels = [axes for axes in figure.axes if "rate" not in axes.get_ylabel()]
+        assert all(axes.lines for axes in panels)
+        drawn.append([axes.get_ylabel() for axes in panels])
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    assert draw_curves(rows, tmp_path / "curves.png", "a run")
+    assert drawn == ([] if labels is None else [labels])
+    assert (tmp_path / "curves.png").exists() == bool(rows)
+
+
+def test_wandb_writes_into_the_run_directory(tmp_path, monkeypatch):
+    """With a module in wandb's place that notes what it is told."""
+    told = []
+    stub = types.ModuleType("wandb")
+    stub.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    stub.run = types.SimpleNamespace(  # type: ignore[attr-defined]
+        log=lambda values, step=None, **more: told.append((step, values)),
+        finish=lambda: told.append("finished"),
+    )
+    stub.config = types.SimpleNamespace(update=lambda *a, **o: None)  # type: ignore[attr-defined]
+
+    def init(**options):
+        told.append(options)
+        return stub.run  # type: ignore[attr-defined]
+
+    stub.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    available = [accelerate.utils.LoggerType.WANDB]
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", available)
+    config = TrainConfig(track="wandb", device="cpu", output=str(tmp_path / "run"))
+    accelerator = make_accelerator(config)
+    track = trackers.start_tracking(accelerator, config)
+    track({"step": 3, "loss": 1.5})
+    assert told[0] == {"project": "vlmoe", "dir": str(tmp_path / "run")}
+    assert told[1] == (3, {"loss": 1.5})
+    accelerator.end_training()
 
 
 def test_tensorboard(tmp_path, monkeypatch):

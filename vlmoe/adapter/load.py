@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.sites import find_sites
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
+from vlmoe.hub import why_not_hub
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT puts it before every key it saves
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def load_adapter(
@@ -53,7 +52,7 @@ def load_adapter(
         NotFinite: a tensor of the file holds NaN or infinity, or does in the model's dtype.
     """
     folder = find_adapter(path)
-    config = _read_config(folder)
+    config = read_config(folder)
     found = _read_shapes(folder)
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
@@ -93,8 +92,8 @@ def find_adapter(path: str | Path) -> Path:
         )
     if folder.exists():
         raise UserError(f"{folder} is a file; give the directory that holds {CONFIG_FILE}")
-    if not _HUB_ID.fullmatch(str(path)):
-        raise UserError(f"there is no adapter at {path}: no such directory")
+    if fault := why_not_hub(str(path), CONFIG_FILE):
+        raise UserError(f"there is no adapter at {path}: {fault}")
     try:
         config_file = hf_hub_download(str(path), CONFIG_FILE)
         hf_hub_download(str(path), WEIGHTS_FILE)
@@ -114,13 +113,14 @@ def read_base_name(folder: Path) -> str:
     Raises:
         UserError: the adapter's config is damaged or does not name it.
     """
-    name = _read_config(folder).base_model_name_or_path
+    name = read_config(folder).base_model_name_or_path
     if not name:
         raise UserError(f"{folder / CONFIG_FILE} does not name its base: give it with --model")
     return name
 
 
-def _read_config(folder: Path) -> MoELoraConfig:
+def read_config(folder: Path) -> MoELoraConfig:
+    """The settings in an adapter's directory. Raises ``UserError`` if they are damaged."""
     file = folder / CONFIG_FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ from vlmoe.demo.server import bound, served
 from vlmoe.demo.stack import SURROUNDINGS_MB, application, guarded, public_link
 from vlmoe.demo.uploads import removed_in_time
 from vlmoe.errors import UserError
+from vlmoe.flags import Parser
 from vlmoe.models.llava import resolve_device
 from vlmoe.train.runs import NONE, common_base, name_adapters
 
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The flags of ``demo/app.py``."""
     usual = Limits()
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument(
         "--adapter",
         nargs="+",

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PretrainedConfig,
 )
 from transformers.utils import logging
 
@@ -34,9 +34,11 @@ from vlmoe.data.collator import Collator
 from vlmoe.data.prompt import IMAGE, LLAVA, PROMPTS
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
+from vlmoe.flags import hint
+from vlmoe.hub import why_not_hub
+from vlmoe.models.faults import CONFIG, TINY, check_kind, check_weights, no_model, reading
 from vlmoe.models.shared import sharing_fault
 
-TINY = "tiny"
 # Left alone when quantizing: letters are read off the head, and the projector is small. Both
 # paths of the projector, because versions of transformers match them in different ways.
 UNQUANTIZED = ["lm_head", "multi_modal_projector", "model.multi_modal_projector"]
@@ -109,24 +111,21 @@ def load_base(
     torch_dtype = resolve_dtype(dtype, device)
     source = _source(name)
     hide_bars_from_logs()
-    try:
-        config = _load_config(name, source)
-        processor = _load_processor(source, config)
-        options: dict[str, Any] = {"dtype": torch_dtype}
-        if quantize != "none":
-            options["quantization_config"] = _bitsandbytes(quantize, torch_dtype)
-            options["device_map"] = {"": device}
+    config, processor, count = _without_weights(name, source)
+    options: dict[str, Any] = {"dtype": torch_dtype}
+    if quantize != "none":
+        options["quantization_config"] = _bitsandbytes(quantize, torch_dtype)
+        options["device_map"] = {"": device}
+    with reading(name, "weights"), _no_report():
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            source, config=config, output_loading_info=True, **options
+            source,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the next line looks at them
+            **options,
         )
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise UserError(_cannot_load(name, error)) from error
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would make them up
-        raise UserError(
-            f"the model {name} lacks {len(missing)} weights, among them {', '.join(missing[:3])}: "
-            "download it again"
-        )
+    check_weights(name, report)
     if quantize == "4bit" and device.type == "cpu":
         _keep_packing(model)
     if quantize == "none":
@@ -139,8 +138,6 @@ def load_base(
     # By hand: peft's prepare_model_for_kbit_training also raises the rest to float32.
     model.requires_grad_(False)
     model.eval()
-    count = image_token_count(config)
-    _check_processor(processor, config, count)
     letters = answer_tokens(processor.tokenizer, LLAVA).letters
     return Base(model, processor, name, count, letters)
 
@@ -151,14 +148,7 @@ def load_collator(name: str, image_fit: str = "crop", prompt: str = LLAVA.name) 
     Raises:
         UserError: as ``load_base``, as far as config, tokenizer and processor are concerned.
     """
-    source = _source(name)
-    try:
-        config = _load_config(name, source)
-        processor = _load_processor(source, config)
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(_cannot_load(name, error)) from error
-    count = image_token_count(config)
-    _check_processor(processor, config, count)
+    config, processor, count = _without_weights(name, _source(name))
     return _collator(processor, config, count, _max_length(config), image_fit, prompt)
 
 
@@ -202,6 +192,16 @@ def hide_bars_from_logs() -> None:
         logging.disable_progress_bar()
 
 
+def checkpoint_activations(model: Any, on: bool = True) -> None:
+    """Have a model compute its activations twice instead of keeping them; or no longer."""
+    # Older versions of transformers know it by another name, which newer ones warn of.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bf16 on a GPU and fp32 on the CPU. Raises ``UserError`` on an unknown name."""
     if dtype == "auto":
@@ -218,14 +218,30 @@ def image_token_count(config: LlavaConfig) -> int:
     return side * side + (config.vision_feature_select_strategy == "full")
 
 
-def _load_config(name: str, source: str) -> LlavaConfig:
-    config = AutoConfig.from_pretrained(source)
-    if not isinstance(config, LlavaConfig):
-        raise UserError(
-            f"{name} is a {config.model_type!r} model, not LLaVA: vlmoe adapts models of "
-            f"type 'llava', such as {DEFAULT_MODEL}"
-        )
-    return config
+def _without_weights(name: str, source: str) -> tuple[LlavaConfig, LlavaProcessor, int]:
+    """Config, processor and tokens of a picture, which fit together."""
+    with reading(name, "config"):
+        values, _ = PretrainedConfig.get_config_dict(source)
+        check_kind(name, values)
+        config = LlavaConfig.from_pretrained(source)
+        count = image_token_count(config)
+    with reading(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    with reading(name, "picture processor"):
+        processor = _make_processor(ImageProcessor.from_pretrained(source), tokenizer, config)
+        _check_processor(processor, config, count)
+    return config, processor, count
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' table of weights that do not fit: ours is an error."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _max_length(config: LlavaConfig) -> int:
@@ -241,23 +257,15 @@ def _source(name: str) -> str:
         return str(Path(__file__).parent / "tiny")
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{name} holds no config.json: not a model in transformers format")
+        if fault := no_model(path):
+            raise UserError(fault)
         return str(path)
-    if path.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise UserError(f"no model directory at {name}")
+    if path.exists():
+        raise UserError(f"no model directory at {name}: it is a file, give the folder it lies in")
+    if fault := why_not_hub(name, CONFIG):
+        near = hint(name, [TINY, DEFAULT_MODEL])
+        raise UserError(f"no model directory at {name}: {fault}{near}")
     return name
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    if Path(name).expanduser().is_dir():
-        return f"cannot read the model in {name}: {str(error).splitlines()[0]}"
-    return (
-        f"cannot get the model {name!r} from the hub (no network, no such model, or no access) "
-        "and it is not in the local cache. On a machine with network run "
-        f"`hf download {name} --local-dir DIR`, then pass `--model DIR`; "
-        "or try everything without a download: `--model tiny`"
-    )
 
 
 def _bitsandbytes(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
@@ -283,11 +291,11 @@ def _keep_packing(model: LlavaForConditionalGeneration) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _load_processor(source: str, config: LlavaConfig) -> LlavaProcessor:
+def _make_processor(images: Any, tokenizer: Any, config: LlavaConfig) -> LlavaProcessor:
     """The processor, with its numbers from the model's config: saved ones are often missing."""
     return LlavaProcessor(
-        image_processor=ImageProcessor.from_pretrained(source),
-        tokenizer=AutoTokenizer.from_pretrained(source),
+        image_processor=images,
+        tokenizer=tokenizer,
         patch_size=_vision(config).patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1,  # CLIP's class token
@@ -302,6 +310,12 @@ def _check_processor(processor: LlavaProcessor, config: LlavaConfig, expected: i
         raise UserError(
             f"the tokenizer's {IMAGE} is token {image_id}, the model expects "
             f"{config.image_token_id}: tokenizer and model do not belong together"
+        )
+    words = config.get_text_config().vocab_size
+    if len(tokenizer) > words:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {words}: tokenizer and model do "
+            "not belong together"
         )
     crop = processor.image_processor.crop_size
     side = _vision(config).image_size

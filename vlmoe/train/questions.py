@@ -7,12 +7,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from vlmoe.choices import NONE
 from vlmoe.data.collator import Collator
 from vlmoe.data.dataset import read_manifest
 from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mixture import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
 from vlmoe.train import ranks
+from vlmoe.train.config import TrainConfig
 
 DRAW_SEED = 0
 
@@ -59,6 +61,28 @@ def scorable(data: Mapping[str, Path], split: str, count: int) -> Mixture | None
     examples = load_mixture(data, split, everywhere=False)
     answered = [at for at, answer in enumerate(examples.answers) if answer != UNLABELLED]
     return draw(examples.select(answered), count, DRAW_SEED) if answered else None
+
+
+def to_score(
+    config: TrainConfig, data: Mapping[str, Path]
+) -> tuple[Mixture | None, Mixture | None, dict[str, str]]:
+    """The validation and the test questions, and by split why there are none to score.
+
+    Training needs neither: a split that is not there is told, and not scored.
+    """
+    found: dict[str, Mixture | None] = {}
+    reasons = {}
+    for split, flag, when in (
+        ("validation", "eval", "while training"),
+        ("test", "test", "at the end"),
+    ):
+        count = getattr(config, f"{flag}_questions")
+        found[split] = None if count == NONE else scorable(data, split, count)
+        if found[split] is None:
+            why = f"no split `{split}` with answers"
+            why = f"--{flag}-questions {NONE}" if count == NONE else why
+            reasons[split] = f"{why}: nothing is scored {when}"
+    return found["validation"], found["test"], reasons
 
 
 def check_lengths(
