@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.conftest import script
-from vlmoe.choices import OPTIMIZERS
+from vlmoe.optim.families import OPTIMIZERS
 from vlmoe.flags import Parser, hint, nearest
 from vlmoe.train.config import from_command_line
 
