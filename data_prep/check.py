@@ -8,14 +8,13 @@ two splits share a picture or a question. 2: not a prepared dataset, or options 
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from data_prep import command
-from data_prep.soundness import balance, question_key, shared
+from data_prep.soundness import balance, nearly_equal, question_key, shared, thumbnail
 from vlmoe.data.dataset import REJECTED, ExampleDataset, load_split, read_manifest
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
 from vlmoe.data.image import ImageError
+from vlmoe.data.pictures import pixel_digest
 from vlmoe.errors import UserError
 from vlmoe.files import write_jsonl
+from vlmoe.flags import Parser
 from vlmoe.tasks.table import align
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 FOUND_BY = "check"
 SUSPICIOUS = 0.001
+SHOWN = 3  # pairs of pictures that look the same
 
 
 @dataclass
@@ -46,12 +48,16 @@ class SplitReport:
         examples: without their pictures.
         pictures: for each, a digest of its pixels (its file's name if they cannot be read); ""
             without a picture.
+        thumbnails: of the pictures that can be read, by their digest.
+        files: the name of a file of each, by its digest.
         lengths: tokens with the answer, of those that fit or not; empty without a model.
         rejected: id, split, reason and detail of what cannot be used.
     """
 
     examples: list[Example] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
 
@@ -77,9 +83,15 @@ def check(
         rows = tqdm(range(len(examples)), desc=f"questions, {name}", unit="", disable=None)
         for at in rows:
             example, key = examples.text(at), examples.image_key(at)
-            found = pixels[key] if key else ""
+            found = pixels[key] if key else ("", b"")
             report.examples.append(example)
-            report.pictures.append(f"file {key}" if isinstance(found, ImageError) else found)
+            if isinstance(found, ImageError):
+                report.pictures.append(f"file {key}")
+            else:
+                report.pictures.append(found[0])
+                if key:
+                    report.thumbnails[found[0]] = found[1]
+                    report.files.setdefault(found[0], key)
             reason, detail = fault(example.question, example.choices, example.answer), ""
             if isinstance(found, ImageError):
                 reason, detail = found.reason, found.where
@@ -104,25 +116,27 @@ def _does_not_fit(
     return None
 
 
-def _decode(splits: dict[str, ExampleDataset], workers: int | None) -> dict[str, str | ImageError]:
-    """A digest of the pixels of each picture, or why it cannot be used; each is decoded once."""
+def _decode(
+    splits: dict[str, ExampleDataset], workers: int | None
+) -> dict[str, tuple[str, bytes] | ImageError]:
+    """Digest and thumbnail of each picture, or why it cannot be used; each is decoded once."""
     places: dict[str, tuple[ExampleDataset, int]] = {}
     for examples in splits.values():
         for at in range(len(examples)):
             if key := examples.image_key(at):
                 places.setdefault(key, (examples, at))
 
-    def digest(key: str) -> str | ImageError:
+    def look(key: str) -> tuple[str, bytes] | ImageError:
         examples, at = places[key]
         try:
             image = examples[at].image
         except ImageError as error:
             return error
         assert image is not None
-        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+        return pixel_digest(image), thumbnail(image)
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        found = pool.map(digest, places)
+        found = pool.map(look, places)
         bar = tqdm(found, total=len(places), desc="pictures", unit="", disable=None)
         return dict(zip(places, bar, strict=True))
 
@@ -169,9 +183,27 @@ def lines(reports: dict[str, SplitReport]) -> Iterator[str]:
     for what, pairs in leaks(reports).items():
         for (a, b), number in pairs.items():
             yield f"! {number} {what} are both in {a} and in {b}"
+    yield from _alike(reports)
     reasons = Counter(row["reason"] for report in reports.values() for row in report.rejected)
     for reason, number in reasons.most_common():
         yield f"! {number} unusable: {reason}"
+
+
+def _alike(reports: dict[str, SplitReport]) -> Iterator[str]:
+    """Pictures of two splits that look the same and are not the very same pixels."""
+    for a, b in combinations(reports, 2):
+        pairs = nearly_equal(reports[a].thumbnails, reports[b].thumbnails)
+        if pairs:
+            shown = [
+                f"{reports[a].files[one]} and {reports[b].files[other]}"
+                for one, other in pairs[:SHOWN]
+            ]
+            more = "; ..." if len(pairs) > SHOWN else ""
+            yield (
+                f"? {len(pairs)} pictures in {a} look nearly the same as one in {b} "
+                f"({'; '.join(shown)}{more}): look at them; if they show the same thing, give the "
+                "source one file for both, and prepare it again"
+            )
 
 
 def leaks(reports: dict[str, SplitReport]) -> dict[str, dict[tuple[str, str], int]]:
@@ -216,9 +248,7 @@ def write_rejected(file: Path, reports: dict[str, SplitReport]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, check, print the report; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="a prepared dataset")
     parser.add_argument(
         "--model", help="count tokens as this one does: tiny, a path, or a hub id (default: don't)"

@@ -11,15 +11,12 @@ from typing import Any
 from vlmoe.data.dataset import REJECTED
 from vlmoe.data.prepare import Writing
 from vlmoe.errors import run_command
+from vlmoe.flags import Parser
 
 
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     """A parser with the options that every preparation command has."""
-    made = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(description=description, epilog=epilog)
     made.add_argument(
         "--out",
         type=Path,
@@ -61,6 +58,16 @@ def add_workers(to: argparse.ArgumentParser, what: str) -> None:
         type=_count,
         metavar="N",
         help=f"{what}; it does not change the result (default: all cores)",
+    )
+
+
+def add_images(to: argparse.ArgumentParser) -> None:
+    """``--images``, for a source that may name files."""
+    to.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="where paths of pictures begin (default: at the file that names them)",
     )
 
 
@@ -125,6 +132,16 @@ def print_summary(manifest: dict[str, Any], out: Path) -> None:
     for note, number in manifest["notes"].items():
         if number:
             print(f"  {number:6d} {note} (kept)")
+    records = manifest["records"]
+    print(
+        f"{records['source']} rows of the source made {records['read']} records: "
+        f"{records['prepared']} prepared + {records['rejected']} rejected + "
+        f"{records['left_out']} left out"
+    )
+    if "test" not in manifest["splits"]:
+        print(
+            "no split 'test': training works, but the trained model will not be scored at its end"
+        )
     if manifest["rejected"]["total"]:
         print(f"every rejected question is listed in {out / REJECTED}")
     print(f"prepared in {out}")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmoe.data.pictures import Picture, content_name
+from data_prep.fault import Fault
+from data_prep.keys import check_columns
 from vlmoe.errors import UserError
 
 ROWS_AT_ONCE = 64  # pictures lie in the rows, so few of them are held at a time
@@ -76,14 +77,23 @@ def find_parquet(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def read_parquet(
-    files: Sequence[Path], columns: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """The rows of the files, in order, few at a time.
+    files: Sequence[Path],
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+    *,
+    say: bool = True,
+) -> Iterator[tuple[Path, dict[str, Any] | Fault]]:
+    """The rows of the files, in order, few at a time, each with its file.
+
+    A row with a text that is not UTF-8 is given as a ``Fault`` in its place.
 
     Args:
         files: parts of one split.
-        columns: to be read.
+        columns: to be read, see ``keys.check_columns``.
         optional: those of them that may be missing; they are then None.
+        ignored: others that are known and not wanted.
+        say: print once what other names are read, and which columns are not used.
 
     Raises:
         UserError: a file is damaged, or lacks a column.
@@ -94,32 +104,47 @@ def read_parquet(
     for file in files:
         try:
             with pq.ParquetFile(file) as opened:
-                present = [name for name in columns if name in opened.schema_arrow.names]
-                missing = [name for name in columns if name not in present]
-                if not set(missing) <= set(optional):
-                    raise UserError(f"{file} has no column {', '.join(missing)}")
-                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=present):
-                    yield from (dict.fromkeys(missing) | row for row in batch.to_pylist())
+                names = opened.schema_arrow.names
+                found, told = check_columns(file, names, columns, optional, ignored)
+                if say and file == files[0]:
+                    print("".join(f"{line}\n" for line in told), end="")
+                nothing = dict.fromkeys(columns)
+                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=list(found.values())):
+                    for row in _rows(batch):
+                        if isinstance(row, Fault):
+                            yield file, row
+                        else:
+                            yield file, nothing | {key: row[name] for key, name in found.items()}
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as parquet: {_first_line(error)}") from error
 
 
+def _rows(batch: Any) -> Iterator[dict[str, Any] | Fault]:
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond Python's
+        for at in range(batch.num_rows):
+            try:
+                yield batch.slice(at, 1).to_pylist()[0]
+            except (ValueError, OverflowError):
+                yield Fault("a cell that is not valid (text that is not UTF-8?)")
+
+
 def count_rows(files: Sequence[Path]) -> int:
-    """Rows of all the files; 0 where one cannot be read, which ``read_parquet`` reports."""
+    """Rows of all the files, by their own count.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return sum(pq.read_metadata(file).num_rows for file in files)
-    except (OSError, pa.ArrowException):
-        return 0
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{files[0].parent} cannot be read: {_first_line(error)}") from error
 
 
-def picture_bytes(cell: Any) -> bytes | None:
-    """The bytes in a cell of an image column (a struct of ``bytes`` and ``path``), if any."""
-    return (cell or {}).get("bytes") or None
-
-
-def embedded(data: bytes) -> Picture:
-    """A picture that came as bytes, named by its content."""
-    return Picture(content_name(data), data)
+def beside(file: Path) -> tuple[Path, Path]:
+    """Where the pictures may lie that a parquet file names: at its side, or at its repository's."""
+    return file.parent, file.parent.parent

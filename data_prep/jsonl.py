@@ -9,7 +9,7 @@ docs/data.md shows both forms.
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +18,27 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
 
-from tqdm import tqdm
-
 from data_prep import command
-from data_prep.own import ANSWERS, Fault, read_answer, read_question, read_turns
+from data_prep.cells import Pictures
+from data_prep.fault import Fault
+from data_prep.items import Items
+from data_prep.keys import Read, agree, empty, read_keys
+from data_prep.own import (
+    ANSWERS,
+    first_is_system,
+    read_answer,
+    read_choices,
+    read_question,
+    read_turns,
+    take_marks,
+)
 from data_prep.splitting import draw_splits
-from vlmoe.data.image import ImageError, read_picture
-from vlmoe.data.pictures import Picture, content_name
+from vlmoe.data.image import ImageError
+from vlmoe.data.pictures import Picture
 from vlmoe.data.prepare import (
     ALL_SPLITS,
     SPLITS,
+    TO_DRAW,
     LeftOut,
     Question,
     Record,
@@ -37,10 +48,11 @@ from vlmoe.data.prepare import (
 )
 from vlmoe.data.turn import PICTURE
 from vlmoe.errors import UserError
+from vlmoe.files import to_json
 
 TOOL = "data_prep/jsonl.py"
 SHARES = (0.8, 0.1, 0.1)
-TO_DRAW = "to draw"  # the split of a record before it is drawn
+SAME_AGAIN = "records met before, with the same id and content"
 
 
 def prepare(
@@ -78,164 +90,174 @@ def prepare(
             raise UserError(f"unknown split {unknown[0]!r}: choose from {', '.join(ALL_SPLITS)}")
     else:
         files = {TO_DRAW: Path(source)}
-    pictures = _Pictures(Path(images) if images else None)
-    found = chain.from_iterable(
-        read(file, split, pictures, answers) for split, file in files.items()
-    )
-    # It takes a while: pictures are read to know which are the same.
-    records = list(tqdm(found, desc="read", unit=" questions", disable=None))
+    pictures = Pictures(Path(images) if images else None)
+    items = {split: Items(file) for split, file in files.items()}
     drawn = TO_DRAW in files
-    if drawn:
-        records = draw(records, dict(zip(SPLITS, shares, strict=True)), seed)
+
+    def draw(questions: Sequence[Question], pixels: Sequence[str]) -> list[str]:
+        # Questions about one picture go together, and without one those of the same wording.
+        groups = [key or f"text {one.question}" for one, key in zip(questions, pixels, strict=True)]
+        return draw_splits(groups, dict(zip(SPLITS, shares, strict=True)), seed)
+
     return write_dataset(
         out,
-        records,
+        chain.from_iterable(read(its, split, pictures, answers) for split, its in items.items()),
         source=", ".join(str(file.resolve()) for file in files.values()),
         tool=TOOL,
         seed=seed if drawn else None,
-        total=len(records),
+        draw=draw if drawn else None,
+        total=lambda: sum(its.count for its in items.values()),
         **writing,
     )
-
-
-def draw(records: Sequence[Record], shares: Mapping[str, float], seed: int) -> list[Record]:
-    """The records with splits drawn: all about one picture, or of one wording, go together."""
-    questions = [record for record in records if isinstance(record, Question)]
-    groups = [
-        record.picture.name if record.picture else f"text {record.question}" for record in questions
-    ]
-    splits = iter(draw_splits(groups, shares, seed))
-    return [
-        replace(record, split=next(splits)) if isinstance(record, Question) else record
-        for record in records
-    ]
-
-
-# --- the files ------------------------------------------------------------------------------
-
-
-def read(file: Path, split: str, pictures: _Pictures, answers: str) -> Iterator[Record]:
-    """The records of one file, in its order.
-
-    An item without an ``id`` is named by its place in the file. Where every split has a file of
-    its own, the split stands in front, because each may count from 0.
-    """
-    prefix = "" if split == TO_DRAW else f"{split}/"
-    for place, item in _items(file):
-        if isinstance(item, Fault):
-            yield Rejected(f"{prefix}{place}", split, str(item))
-            continue
-        given = item.get("id")
-        is_name = isinstance(given, str | int) and not isinstance(given, bool) and given != ""
-        name = f"{prefix}{given if is_name else place}"
-        try:
-            picture = pictures.find(item.get("image"), file.parent)
-            yield from _records(item, name, split, picture, answers)
-        except Fault as fault:
-            yield Rejected(name, split, str(fault))
-        except ImageError as error:
-            yield Rejected(name, split, error.reason, error.where)
-
-
-def _items(file: Path) -> Iterator[tuple[str, dict[str, Any] | Fault]]:
-    """Place and content of every item: of a JSON list, or of a file with one on each line."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"no such file: {file}") from None
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder: give a .jsonl or .json file") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start})") from error
-    values: Iterator[tuple[str, Any]]
-    if text.lstrip().startswith("["):
-        try:
-            values = ((f"item {at}", item) for at, item in enumerate(json.loads(text)))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} begins like a JSON list but is none: {error}") from error
-    else:
-        lines = enumerate(text.split("\n"), 1)
-        values = ((f"line {at}", _parse(line)) for at, line in lines if line.strip())
-    for place, value in values:
-        fault = value if isinstance(value, Fault) else Fault("not a JSON object")
-        yield place, value if isinstance(value, dict) else fault
-
-
-def _parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return Fault("not valid JSON")
 
 
 # --- the items ------------------------------------------------------------------------------
 
 
+def read(items: Items, split: str, pictures: Pictures, answers: str) -> Iterator[Record]:
+    """The records of one file, in its order.
+
+    An item without an ``id`` is named by its place in the file. Where every split has a file of
+    its own, the split stands in front, because each may count from 0. An id that was met before
+    (LLaVA's files have one for all conversations about a picture) is told apart by ``~2``,
+    unless the whole item is the same.
+    """
+    prefix = "" if split == TO_DRAW else f"{split}/"
+    numbers: dict[str, int] = {}  # of the last record of each name
+    met: set[bytes] = set()
+    for place, item in items:
+        name = f"{prefix}{place}"
+        found: list[Record]
+        try:
+            if isinstance(item, Fault):
+                raise item
+            read = read_keys(item)
+            if items.wrapper is not None:
+                read.notes.append(f"taken from the list under {items.wrapper!r}")
+            name = f"{prefix}{_id(read, place)}"
+            digest = hashlib.sha256(to_json(dict(sorted(item.items()))).encode()).digest()
+            if "id" in read.values and digest in met:
+                yield LeftOut(SAME_AGAIN)
+                continue
+            met.add(digest)
+            if name in numbers:
+                read.notes.append("id met before, told apart by a number behind it")
+                first = name
+                while (name := f"{first}~{numbers[first] + 1}") in numbers:
+                    numbers[first] += 1
+                numbers[first] += 1
+            numbers[name] = 1
+            found = list(_records(read, name, split, pictures, items.file.parent, answers))
+        except Fault as fault:
+            found = [Rejected(name, split, str(fault), fault.detail)]
+        except ImageError as error:
+            found = [Rejected(name, split, error.reason, error.where)]
+        except RecursionError:
+            found = [Rejected(name, split, "nested too deeply")]
+        yield from (replace(record, further=at > 0) for at, record in enumerate(found))
+
+
+def _id(read: Read, place: str) -> str:
+    """What an item is called. ``1.0`` is what pandas makes of the number 1."""
+    given = read.values.get("id", place)
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        read.notes.append("id is neither text nor a whole number; named by the place instead")
+        return place
+    return str(given)
+
+
 def _records(
-    item: dict[str, Any], name: str, split: str, picture: Picture | None, answers: str
+    read: Read, name: str, split: str, pictures: Pictures, beside: Path, answers: str
 ) -> Iterator[Record]:
-    category = item.get("category", "")
+    values = read.values
+    category = "" if empty(values.get("category")) else values["category"]
     if not isinstance(category, str):
         raise Fault("category is not text")
-    if "conversations" not in item:
-        question, choices = item.get("question"), item.get("choices")
-        if not isinstance(question, str):
-            raise Fault("no question")
-        if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
-            raise Fault("choices is not a list of texts")
-        answer = read_answer(item.get("answer"), choices, answers)
-        yield Question(name, split, picture, question, tuple(choices), answer, category)
+    agree("image", values.get("image"), read)
+    picture = pictures.find(values.get("image"), beside)
+    if "conversations" in values:
+        agree("conversations", values["conversations"], read)
+        yield from _talk(read, name, split, picture, pictures, beside, answers, category)
         return
-    for number, (asked, reply) in enumerate(read_turns(item["conversations"])):
-        turn = f"{name}#{number}" if number else name
+    question = values.get("question")
+    if not isinstance(question, str):
+        raise Fault("no question" if question is None else "question is not text")
+    agree("question", question, read)
+    (question,), notes = take_marks([question], int(picture is not None))
+    notes = [*read.notes, *notes]
+    if "choices" in values:
+        agree("choices", values["choices"], read)
+        choices, note = read_choices(values["choices"])
+        notes += [note] if note else []
+        if (shorter := _without_options(question, choices)) is not None:
+            question = shorter
+            notes.append("options taken out of the question's text, where they stood as well")
+    else:
+        found = read_question(question)
+        if found is None:
+            raise Fault(_missing_choices(read))
+        question, choices = found
+        notes.append("options read from the question's text")
+    answer = read_answer(values.get("answer"), choices, answers)
+    for other, value in read.also.get("answer", {}).items():
+        if read_answer(value, choices, answers) != answer:
+            raise Fault(f"keys 'answer' and {other!r} say different things")
+    yield Question(name, split, picture, question, choices, answer, category, notes=tuple(notes))
+
+
+def _without_options(question: str, choices: Sequence[str]) -> str | None:
+    """The question without the same options in its text; None if they do not stand there."""
+    try:
+        found = read_question(question)
+    except Fault:
+        return None
+    same = found is not None and [text.strip() for text in choices] == list(found[1])
+    return found[0] if found is not None and same else None
+
+
+def _missing_choices(read: Read) -> str:
+    has = ", ".join(sorted(read.values)) or "none of the known keys"
+    return f"choices is not a list of texts: there is no such key (the record has {has})"
+
+
+def _talk(
+    read: Read,
+    name: str,
+    split: str,
+    picture: Picture | None,
+    pictures: Pictures,
+    beside: Path,
+    answers: str,
+    category: str,
+) -> Iterator[Record]:
+    """The questions of a conversation: its turns that have options."""
+    turns = list(read_turns(read.values["conversations"]))
+    own = [given for turn in turns for given in turn.pictures]
+    if own and picture is None:
+        picture = pictures.find(own, beside)
+    elif own:
+        raise Fault("pictures both in the conversation and beside it")
+    asked, notes = take_marks([turn.asked for turn in turns], int(picture is not None))
+    if picture is not None and not any(PICTURE in turn.asked for turn in turns):
+        notes = [f"a picture without {PICTURE} in the conversation; it stands in front"]
+    if first_is_system(read.values["conversations"]):
+        notes.append("a system turn, which is not shown")
+    for number, (turn, text) in enumerate(zip(turns, asked, strict=True)):
+        called = f"{name}#{number}" if number else name
         try:
-            if PICTURE in asked and picture is None:
-                raise Fault(f"{PICTURE} in the text, but no picture")
-            found = read_question(asked)
+            found = read_question(text)
             if found is None:
                 yield LeftOut("turns of conversations without options")
                 continue
-            answer = read_answer(reply, found[1], "auto" if answers == "index" else answers)
+            kind = "auto" if answers == "index" else answers
+            answer = read_answer(turn.reply, found[1], kind)
         except Fault as fault:
-            yield Rejected(turn, split, str(fault))
+            yield Rejected(called, split, str(fault))
         else:
-            yield Question(turn, split, picture, *found, answer, category)
-
-
-class _Pictures:
-    """Pictures named by their content: one picture under two names is still one picture.
-
-    Args:
-        root: where relative paths begin; None: at the file that names them.
-    """
-
-    def __init__(self, root: Path | None):
-        self.root = root
-        self._by_file: dict[Path, Picture] = {}
-        self._by_name: dict[str, Picture] = {}
-
-    def find(self, path: Any, beside: Path) -> Picture | None:
-        """The picture an item names, if it names one.
-
-        Raises:
-            Fault: that is no path, or there are several.
-            ImageError: there is no such file.
-        """
-        if isinstance(path, list) and len(path) == 1:
-            (path,) = path
-        if path is None or path == "":
-            return None
-        if isinstance(path, list):
-            raise Fault("several pictures in one question")
-        if not isinstance(path, str):
-            raise Fault("image is not a path")
-        file = (self.root or beside) / path
-        if file not in self._by_file:
-            name = content_name(read_picture(file))
-            self._by_file[file] = self._by_name.setdefault(name, Picture(name, file))
-        return self._by_file[file]
+            told = (*read.notes, *notes)
+            yield Question(called, split, picture, *found, answer, category, notes=told)
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -275,9 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="A,B,C",
         help="of train, validation and test, with --source (default: 0.8,0.1,0.1)",
     )
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="where paths begin (default: at the file)"
-    )
+    command.add_images(parser)
     parser.add_argument(
         "--answers",
         choices=ANSWERS,

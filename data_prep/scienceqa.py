@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from data_prep import command, hub
+from data_prep.cells import Pictures
+from data_prep.fault import Fault
+from data_prep.keys import empty
 from vlmoe.data.example import UNLABELLED
+from vlmoe.data.image import ImageError
 from vlmoe.data.prepare import (
     SPLITS,
     LeftOut,
@@ -25,6 +29,7 @@ from vlmoe.data.prepare import (
 
 TOOL = "data_prep/scienceqa.py"
 COLUMNS = ("image", "question", "choices", "answer", "hint", "subject")
+UNUSED = ("task", "grade", "topic", "category", "skill", "lecture", "solution")
 OPTIONS = range(2, 6)
 
 
@@ -34,6 +39,7 @@ def prepare(
     *,
     images_only: bool = False,
     hint: bool = False,
+    images: str | Path | None = None,
     **writing: Unpack[Writing],
 ) -> dict[str, Any]:
     """Prepare ScienceQA.
@@ -43,6 +49,7 @@ def prepare(
         out: the folder to make.
         images_only: leave out questions without a picture.
         hint: put a question's hint in front of it.
+        images: where paths of pictures begin, where the files hold none (default: at the file).
         writing: see ``write_dataset``.
 
     Returns:
@@ -56,7 +63,7 @@ def prepare(
     files = hub.find_parquet(folder, SPLITS)
     return write_dataset(
         out,
-        read(files, images_only=images_only, hint=hint),
+        read(files, Pictures(Path(images) if images else None), images_only, hint),
         source=origin,
         tool=TOOL,
         about={"images_only": images_only, "hint": hint},
@@ -65,28 +72,39 @@ def prepare(
     )
 
 
-def read(files: Mapping[str, Sequence[Path]], *, images_only: bool, hint: bool) -> Iterator[Record]:
+def read(
+    files: Mapping[str, Sequence[Path]], pictures: Pictures, images_only: bool, hint: bool
+) -> Iterator[Record]:
     """Every question, in the files' order. Rows have no id: it is the split and the number."""
     for split, parts in files.items():
-        for number, row in enumerate(hub.read_parquet(parts, COLUMNS)):
-            data = hub.picture_bytes(row["image"])
-            if images_only and data is None:
-                yield LeftOut("questions without a picture (--images-only)")
-                continue
-            reason = _fault(row)
-            if reason:
-                yield Rejected(f"{split}-{number}", split, reason)
-                continue
-            shown = hint and (row["hint"] or "").strip()
-            yield Question(
-                id=f"{split}-{number}",
-                split=split,
-                picture=hub.embedded(data) if data else None,
-                question=f"{row['hint'].strip()}\n{row['question']}" if shown else row["question"],
-                choices=tuple(row["choices"]),
-                answer=UNLABELLED if row["answer"] is None else row["answer"],
-                category=row["subject"] or "",
-            )
+        rows = hub.read_parquet(parts, COLUMNS, optional=["hint", "subject"], ignored=UNUSED)
+        for number, (file, row) in enumerate(rows):
+            name = f"{split}-{number}"
+            try:
+                if isinstance(row, Fault):
+                    raise row
+                picture = pictures.find(row["image"], *hub.beside(file))
+                if images_only and picture is None:
+                    yield LeftOut("questions without a picture (--images-only)")
+                    continue
+                if reason := _fault(row):
+                    raise Fault(reason)
+            except Fault as fault:
+                yield Rejected(name, split, str(fault), fault.detail)
+            except ImageError as error:
+                yield Rejected(name, split, error.reason, error.where)
+            else:
+                shown = hint and not empty(row["hint"])
+                question = row["question"]
+                yield Question(
+                    id=name,
+                    split=split,
+                    picture=picture,
+                    question=f"{row['hint'].strip()}\n{question}" if shown else question,
+                    choices=tuple(row["choices"]),
+                    answer=UNLABELLED if empty(row["answer"]) else int(row["answer"]),
+                    category="" if empty(row["subject"]) else row["subject"],
+                )
 
 
 def _fault(row: Mapping[str, Any]) -> str | None:
@@ -99,12 +117,17 @@ def _fault(row: Mapping[str, Any]) -> str | None:
         return "an option is not text"
     if len(row["choices"]) not in OPTIONS:
         return f"{len(row['choices'])} options, ScienceQA has {OPTIONS[0]} to {OPTIONS[-1]}"
-    if not isinstance(row["answer"], int | None):
-        return "answer is not a number"
-    if row["answer"] is not None and row["answer"] < 0:
-        return f"answer {row['answer']} is not among the options"
-    if not isinstance(row["hint"], str | None) or not isinstance(row["subject"], str | None):
+    if any(not empty(row[name]) and not isinstance(row[name], str) for name in ("hint", "subject")):
         return "hint or subject is not text"
+    answer = row["answer"]
+    if empty(answer) and not isinstance(answer, str):
+        return None
+    if isinstance(answer, float) and answer.is_integer():  # as pandas writes it
+        answer = int(answer)
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        return "answer is not a number"
+    if answer < 0:
+        return f"answer {answer} is not among the options"
     return None
 
 
@@ -132,12 +155,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--images-only", action="store_true", help="leave out questions without a picture"
     )
     parser.add_argument("--hint", action="store_true", help="put the hint in front of the question")
+    command.add_images(parser)
     options = parser.parse_args(argv)
     manifest = prepare(
         options.source,
         options.out,
         images_only=options.images_only,
         hint=options.hint,
+        images=options.images,
         **command.writing(options),
     )
     command.print_summary(manifest, options.out)

@@ -9,7 +9,6 @@ prepared by data_prep/visual7w.py, so a run on them goes the whole way of a real
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from data_prep import command, visual7w
 from vlmoe.data.scenes import Question, questions, random_scene, render
 from vlmoe.errors import UserError
+from vlmoe.files import to_json
 
 TOOL = "data_prep/shapes.py"
 PICTURES = {"train": 4000, "val": 200, "test": 300}
@@ -65,7 +65,7 @@ def write_source(
         ]
         entries.append({"image_id": index, "filename": name, "split": split, "qa_pairs": pairs})
     source = {"dataset": "shapes (rendered)", "images": entries}
-    (out / "dataset.json").write_text(json.dumps(source), encoding="utf-8")
+    (out / "dataset.json").write_text(to_json(source), encoding="utf-8")
 
 
 def _choose(pool: list[Question], rng: random.Random) -> list[Question]:

@@ -7,9 +7,15 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 from vlmoe.data.example import UNLABELLED, Example
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+THUMBNAIL = 8  # pixels to a side
+ALIKE = 8  # of 255; of 1500 small photographs none is as near another, most are to their JPEG
 LEAST_EXPECTED = 5  # answers a position should hold before the test says anything (Cochran 1954)
 
 
@@ -26,6 +32,47 @@ def shared(
     sets = {split: set(its) for split, its in keys.items()}
     pairs = {(a, b): sets[a] & sets[b] for a, b in combinations(sets, 2)}
     return {pair: common for pair, common in pairs.items() if common}
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A picture in so few pixels that a new size or compression hardly changes them."""
+    from PIL.Image import Resampling
+
+    return image.resize((THUMBNAIL, THUMBNAIL), resample=Resampling.BOX).tobytes()
+
+
+def nearly_equal(a: Mapping[str, bytes], b: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """The pictures of ``a`` that look like one of ``b`` (the first such): one scene, saved twice.
+
+    Two thumbnails count as equal if no value differs by more than ``ALIKE`` of 255. Then their
+    means differ by no more either, so with the means in order only a few pairs are compared.
+
+    Args:
+        a, b: thumbnails by name. A name that is in both is the same picture, and no news here.
+    """
+    import numpy as np
+
+    if not a or not b:
+        return []
+
+    def sort(thumbnails: Mapping[str, bytes]) -> tuple[list[str], Any, Any]:
+        pixels = np.array([np.frombuffer(data, np.uint8) for data in thumbnails.values()], np.int16)
+        means = pixels.mean(axis=1)
+        order = np.argsort(means, kind="stable")
+        names = list(thumbnails)
+        return [names[at] for at in order], pixels[order], means[order]
+
+    names, pixels, means = sort(a)
+    others, theirs, their_means = sort(b)
+    starts = np.searchsorted(their_means, means - ALIKE, "left")
+    ends = np.searchsorted(their_means, means + ALIKE, "right")
+    pairs = []
+    for name, its, start, end in zip(names, pixels, starts, ends, strict=True):
+        alike = np.flatnonzero((abs(theirs[start:end] - its) <= ALIKE).all(axis=1))
+        found = next((others[start + at] for at in alike if others[start + at] != name), None)
+        if found is not None and name not in b:
+            pairs.append((name, found))
+    return pairs
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ and the unzipped ``images/``. https://ai.stanford.edu/~yukez/visual7w/
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -58,13 +59,15 @@ def prepare(
     source = Path(source)
     file = find_json(source)
     check_images(source)
+    count = Counter[str]()
     return write_dataset(
         out,
-        read(file, source / "images", seed),
+        read(file, source / "images", seed, count),
         source=origin or str(file.resolve()),
         tool=tool,
         seed=seed,
         splits=SPLITS,
+        total=count.total,
         **writing,
     )
 
@@ -129,8 +132,8 @@ def _load_json(file: Path) -> Any:
 # --- the layout -----------------------------------------------------------------------------
 
 
-def read(file: Path, images: Path, seed: int) -> Iterator[Question | Rejected]:
-    """Every question of the file, in its order.
+def read(file: Path, images: Path, seed: int, count: Counter[str]) -> Iterator[Question | Rejected]:
+    """Every question of the file, in its order; how many each split has goes into ``count``.
 
     A fault of one question (no answer, a number for a text) rejects that question. A fault
     of the frame around them means that this is some other file.
@@ -147,6 +150,7 @@ def read(file: Path, images: Path, seed: int) -> Iterator[Question | Rejected]:
         name = _expect(image.get("filename", ""), str, f"{file}: {place}.filename")
         split = _expect(image.get("split", ""), str, f"{file}: {place}.split")
         pairs = _expect(image.get("qa_pairs", []), list, f"{file}: {place}.qa_pairs")
+        count[split] += len(pairs)
         picture = Picture(name, images / name)
         for j, pair in enumerate(pairs):
             place_of_pair = f"{place}.qa_pairs[{j}]"

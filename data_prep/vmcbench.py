@@ -8,11 +8,6 @@ be scored on those.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
-import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +16,14 @@ from typing import Any, Unpack
 from tqdm import tqdm
 
 from data_prep import command, hub
+from data_prep.cells import Pictures
+from data_prep.fault import Fault
+from data_prep.keys import check_columns, empty
 from data_prep.splitting import draw_splits
+from data_prep.table import QUOTINGS, Table
 from vlmoe.data.example import LETTERS, UNLABELLED
-from vlmoe.data.prepare import Question, Record, Rejected, Writing, write_dataset
+from vlmoe.data.image import ImageError
+from vlmoe.data.prepare import TO_DRAW, Question, Record, Rejected, Writing, write_dataset
 from vlmoe.data.vmcbench import group_of
 from vlmoe.errors import UserError
 
@@ -41,13 +41,15 @@ class Row:
 
     Attributes:
         labelled_part: it belongs to the part that has answers (dev), not to the one without.
-        fields: texts by column, as they came.
-        image: the picture's bytes, None if there are none, or why they cannot be read.
+        fields: texts by column, as they came; or why the row cannot be read.
+        place: what the row is called if it has no index.
+        beside: folders where its picture may lie, if it names a file.
     """
 
     labelled_part: bool
-    fields: Mapping[str, Any]
-    image: bytes | str | None
+    fields: Mapping[str, Any] | Fault
+    place: str
+    beside: Sequence[Path]
 
 
 def prepare(
@@ -56,6 +58,8 @@ def prepare(
     *,
     protocol: str = "paper",
     seed: int = 0,
+    images: str | Path | None = None,
+    quoting: str = "auto",
     **writing: Unpack[Writing],
 ) -> dict[str, Any]:
     """Prepare VMCBench.
@@ -66,6 +70,8 @@ def prepare(
         out: the folder to make.
         protocol: ``paper`` or ``split``, see ``assign``.
         seed: of ``split``.
+        images: where paths of pictures begin (default: at the file that names them).
+        quoting: of a TSV, see ``Table.of``.
         writing: see ``write_dataset``.
 
     Returns:
@@ -76,13 +82,19 @@ def prepare(
             unusable.
     """
     path, origin = hub.fetch(str(source))
-    rows = tsv_rows(path) if path.is_file() else parquet_rows(path)
-    # Read twice: who goes where depends on all rows, and the pictures are too many to keep.
+    rows = tsv_rows(path, quoting) if path.is_file() else parquet_rows(path)
+    # Read twice: ids and splits depend on all rows, and the pictures are too many to keep.
     plan = [_Plan.of(row) for row in tqdm(rows(), desc="read", unit=" rows", disable=None)]
     categories = sorted({entry.category for entry in plan})
+
+    def draw(questions: Sequence[Question], pixels: Sequence[str]) -> list[str]:
+        # What is about one picture stays together, and every category has the same shares.
+        groups = [key or one.id for one, key in zip(questions, pixels, strict=True)]
+        return draw_splits(groups, SHARES, seed, strata=[one.category for one in questions])
+
     return write_dataset(
         out,
-        read(rows(), plan, assign(plan, protocol, seed)),
+        read(rows(), plan, assign(plan, protocol), Pictures(Path(images) if images else None)),
         source=origin,
         tool=TOOL,
         seed=seed if protocol == "split" else None,
@@ -90,7 +102,8 @@ def prepare(
             "protocol": protocol,
             "groups": {name: group for name in categories if (group := group_of(name))},
         },
-        total=len(plan),
+        total=len(plan) if path.is_file() else hub.count_rows(_parts(path)),
+        draw=draw if protocol == "split" else None,
         **writing,
     )
 
@@ -100,33 +113,30 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of a row decides about its split."""
+    """What of a row decides about its split and its id."""
 
     labelled_part: bool
     labelled: bool
     index: str
     category: str
-    picture: str
 
     @classmethod
     def of(cls, row: Row) -> _Plan:
-        image = row.image if isinstance(row.image, bytes) else b""
+        fields = {} if isinstance(row.fields, Fault) else row.fields
         return cls(
             row.labelled_part,
-            bool(_text(row.fields["answer"])),
-            _text(row.fields["index"]),
-            _text(row.fields["category"]),
-            hashlib.sha256(image).hexdigest() if image else "",
+            bool(_text(fields.get("answer"))),
+            _text(fields.get("index")),
+            _text(fields.get("category")),
         )
 
 
-def assign(plan: Sequence[_Plan], protocol: str, seed: int) -> list[str]:
+def assign(plan: Sequence[_Plan], protocol: str) -> list[str]:
     """The split of each row.
 
     ``paper``: of the labelled part the rows 0-899 train, the others test; no validation.
-    ``split``: the labelled part drawn by the seed, 80:10:10, every category in the same shares,
-    and no picture in two splits. Rows without an answer, and the hub's test part, are
-    ``unlabelled`` in both.
+    ``split``: the labelled part is to be drawn. Rows without an answer, and the hub's test part,
+    are ``unlabelled`` in both.
 
     Raises:
         UserError: an unknown protocol.
@@ -135,66 +145,82 @@ def assign(plan: Sequence[_Plan], protocol: str, seed: int) -> list[str]:
         raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
     splits = ["unlabelled"] * len(plan)
     part = [at for at, entry in enumerate(plan) if entry.labelled_part]
-    if protocol == "paper":
-        drawn = ["train" if place < PAPER_TRAIN else "test" for place in range(len(part))]
-    else:
-        drawn = draw_splits(
-            [plan[at].picture or f"row {at}" for at in part],
-            SHARES,
-            seed,
-            strata=[plan[at].category for at in part],
-        )
-    for at, split in zip(part, drawn, strict=True):
+    for place, at in enumerate(part):
         if plan[at].labelled:
-            splits[at] = split
+            of_paper = "train" if place < PAPER_TRAIN else "test"
+            splits[at] = of_paper if protocol == "paper" else TO_DRAW
     return splits
 
 
 # --- the rows -------------------------------------------------------------------------------
 
 
-def read(rows: Iterator[Row], plan: Sequence[_Plan], splits: Sequence[str]) -> Iterator[Record]:
+def read(
+    rows: Iterator[Row], plan: Sequence[_Plan], splits: Sequence[str], pictures: Pictures
+) -> Iterator[Record]:
     """Every question, in the source's order. Its id is VMCBench's index."""
     dev, test = ({e.index for e in plan if e.labelled_part is part} for part in (True, False))
-    unique = dev.isdisjoint(test)
-    for number, (row, split) in enumerate(zip(rows, splits, strict=True)):
-        index = _text(row.fields["index"]) or str(number)
+    unique = (dev - {""}).isdisjoint(test)
+    for row, entry, split in zip(rows, plan, splits, strict=True):
         # Both parts may count from 0; then the part makes the index unique.
         part = "" if unique else "dev-" if row.labelled_part else "test-"
-        yield _question(row, f"{part}{index}", split)
+        name = f"{part}{entry.index or row.place}"
+        try:
+            if isinstance(row.fields, Fault):
+                raise row.fields
+            yield _question(row.fields, name, split, pictures, row.beside)
+        except Fault as fault:
+            yield Rejected(name, split, str(fault), fault.detail)
+        except ImageError as error:
+            yield Rejected(name, split, error.reason, error.where)
 
 
-def _question(row: Row, record_id: str, split: str) -> Question | Rejected:
-    options = [row.fields[letter] for letter in OPTIONS]
-    while options and options[-1] in (None, ""):
+def _question(
+    fields: Mapping[str, Any],
+    record_id: str,
+    split: str,
+    pictures: Pictures,
+    beside: Sequence[Path],
+) -> Question:
+    options = [fields[letter] for letter in LETTERS if letter in fields]
+    while options and empty(options[-1]):
         options.pop()
-    texts = [row.fields["question"], row.fields["category"], *options]
-    answer = _text(row.fields["answer"]).upper()
-    if None in row.fields:
-        return Rejected(record_id, split, "more fields than columns")
-    if not all(isinstance(text, str) for text in texts):
-        return Rejected(record_id, split, "question, category or an option is not text")
+    category = "" if empty(fields["category"]) else fields["category"]
+    if not all(isinstance(text, str) for text in (fields["question"], category, *options)):
+        raise Fault("question, category or an option is not text")
+    answer = _text(fields["answer"]).upper()
     if answer and answer not in list(LETTERS[: len(options)]):
-        reason = f"answer {answer!r} is not among the {len(options)} options"
-        return Rejected(record_id, split, reason)
-    if not isinstance(row.image, bytes):
-        return Rejected(record_id, split, row.image or "no picture")
+        raise Fault(f"answer {answer[:20]!r} is not among the {len(options)} options")
+    if isinstance(fields["image"], Fault):
+        raise fields["image"]
+    picture = pictures.find(fields["image"], *beside)
+    if picture is None:
+        raise Fault("no picture")
     return Question(
         id=record_id,
         split=split,
-        picture=hub.embedded(row.image),
-        question=row.fields["question"],
+        picture=picture,
+        question=fields["question"],
         choices=tuple(options),
         answer=LETTERS.index(answer) if answer else UNLABELLED,
-        category=row.fields["category"],
+        category=category,
     )
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    """A cell as text; of a whole number that pandas made a float, without the ``.0``."""
+    if empty(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 # --- the two forms --------------------------------------------------------------------------
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [file for files in hub.find_parquet(folder, ("dev", "test")).values() for file in files]
 
 
 def parquet_rows(folder: Path) -> Callable[[], Iterator[Row]]:
@@ -209,69 +235,66 @@ def parquet_rows(folder: Path) -> Callable[[], Iterator[Row]]:
     if "test" not in files:
         print(f"{folder} holds no data/test-*.parquet: there will be no unlabelled questions")
 
+    said = False
+
     def read_rows() -> Iterator[Row]:
+        nonlocal said
+        number, say, said = 0, not said, True
         for part, parquets in files.items():
-            for fields in hub.read_parquet(parquets, COLUMNS, optional=["answer"]):
-                yield Row(part == "dev", fields, hub.picture_bytes(fields.pop("image")))
+            for file, fields in hub.read_parquet(parquets, COLUMNS, ["answer"], say=say):
+                yield Row(part == "dev", fields, str(number), hub.beside(file))
+                number += 1
 
     return read_rows
 
 
-def tsv_rows(file: Path) -> Callable[[], Iterator[Row]]:
-    """What reads the rows of a TSV with base64 pictures, as often as it is called.
+def tsv_rows(file: Path, quoting: str = "auto") -> Callable[[], Iterator[Row]]:
+    """What reads the rows of a TSV or CSV with base64 pictures, as often as it is called.
 
     Every field is text: the option ``None`` is a word here, not a missing value. A picture that
     several rows share may be given once, the others naming the first one's index in its place.
-    Rows with an answer are the labelled part.
+    Rows with an answer are the labelled part. There may be more options than four.
     """
-    references = {image for fields in _tsv_fields(file) if _refers(image := fields["image"] or "")}
+    table = Table.of(file, quoting)
+    more = [letter for letter in LETTERS[len(OPTIONS) :] if letter in table.columns]
+    # An unlabelled part may come without the column of answers.
+    found, told = check_columns(file, table.columns, (*COLUMNS, *more), ["answer"])
+    print("".join(f"{line}\n" for line in told), end="")
+    if not table.quoted:
+        print(f'{file} is read without quoting: a " is a letter like any other (--quoting)')
+    at = {key: table.columns.index(name) for key, name in found.items()}
+    references: set[str] = set()
+    for _, fields in table.rows():
+        if not isinstance(fields, Fault) and _refers(fields[at["image"]]):
+            references.add(fields[at["image"]].strip())
     # Only those that are referred to are kept.
     shared = {
-        fields["index"]: fields["image"]
-        for fields in (_tsv_fields(file) if references else ())
-        if fields["index"] in references
+        fields[at["index"]].strip(): fields[at["image"]]
+        for _, fields in (table.rows() if references else ())
+        if not isinstance(fields, Fault) and fields[at["index"]].strip() in references
     }
 
     def read_rows() -> Iterator[Row]:
-        for fields in _tsv_fields(file):
-            given = fields.pop("image") or ""
-            lost = _refers(given) and given not in shared
-            image = "no row with the index it takes its picture from" if lost else None
-            yield Row(
-                bool(_text(fields["answer"])), fields, image or _decode(shared.get(given, given))
-            )
+        for number, cells in table.rows():
+            place = f"line {number}"
+            if isinstance(cells, Fault):
+                yield Row(False, cells, place, ())
+                continue
+            fields: dict[str, Any] = {"answer": "", **{key: cells[k] for key, k in at.items()}}
+            given = fields["image"].strip()
+            fields["image"] = shared.get(given, given)
+            labelled = bool(_text(fields["answer"]))
+            if _refers(fields["image"]):
+                lost = Fault("no row with the index it takes its picture from")
+                yield Row(labelled, fields | {"image": lost}, place, ())
+            else:
+                yield Row(labelled, fields, place, (file.parent,))
 
     return read_rows
 
 
 def _refers(image: str) -> bool:
-    return len(image) <= 64 and image.isdigit()  # no picture is as short
-
-
-def _decode(image: str | None) -> bytes | str | None:
-    if not image:
-        return None
-    try:
-        return base64.b64decode(image, validate=True)
-    except binascii.Error:
-        return "image is not base64"
-
-
-def _tsv_fields(file: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)  # a picture is one field
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter="\t")
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            # An unlabelled part may come without the column of answers.
-            if missing and missing != ["answer"]:
-                raise UserError(f"{file} has no column {', '.join(missing)}: not VMCBench's TSV")
-            for fields in reader:
-                yield {"answer": "", **fields}
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: give VMCBench's TSV or a folder") from error
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as TSV: {error}") from error
+    return len(image.strip()) <= 64 and image.strip().isdigit()  # no picture is as short
 
 
 # --- the command ----------------------------------------------------------------------------
@@ -306,6 +329,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="paper", help="see below (default: %(default)s)"
     )
+    parser.add_argument(
+        "--quoting",
+        choices=QUOTINGS,
+        default="auto",
+        help="whether a \" at the start of a TSV's field is a mark around it or a letter "
+        "(default: %(default)s, told from the file)",
+    )
+    command.add_images(parser)
     command.add_seed(parser, "with --protocol split the splits are drawn from this")
     options = parser.parse_args(argv)
     manifest = prepare(
@@ -313,6 +344,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.out,
         protocol=options.protocol,
         seed=options.seed,
+        images=options.images,
+        quoting=options.quoting,
         **command.writing(options),
     )
     command.print_summary(manifest, options.out)

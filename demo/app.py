@@ -19,7 +19,9 @@ from vlmoe.data.mix import Mixture
 from vlmoe.demo import markup, serving
 from vlmoe.demo.engine import Engine
 from vlmoe.demo.examples import write_examples
+from vlmoe.demo.guard.store import Store
 from vlmoe.demo.page.ask import ask_tab
+from vlmoe.demo.page.checked import CheckedBlocks
 from vlmoe.demo.page.choose import choose_tab
 from vlmoe.demo.page.common import QUICK, Common
 from vlmoe.demo.page.endpoints import add_endpoints
@@ -33,19 +35,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = serving.parse(argv, __doc__)
     engine, questions = serving.make_engine(args), serving.questions_of(args)
     with private_uploads() as folder:
-        page = build(engine, questions, write_examples(folder))
-        serving.serve(page, engine, args, folder, {"theme": theme(), "css": markup.STYLE})
+        store = serving.store_of(args, folder)
+        page = build(engine, questions, write_examples(folder), store)
+        serving.serve(page, engine, args, store, {"theme": theme(), "css": markup.STYLE})
 
 
-def build(engine: Engine, questions: Mixture | None, examples: Sequence[Path]) -> gr.Blocks:
+def build(
+    engine: Engine, questions: Mixture | None, examples: Sequence[Path], store: Store | None = None
+) -> gr.Blocks:
     """The page: who answers and about which picture on the left, what is asked on the right.
 
     Args:
         engine: answers; it may still be loading.
         questions: to be browsed, or None.
         examples: the files of the built-in pictures.
+        store: what visitors send; without one, the page's own pictures can be asked about only.
     """
-    with gr.Blocks(title="vlmoe", analytics_enabled=False) as page:
+    store = store or Store(examples[0].parent)
+    for file in examples:
+        store.own(file)
+    with CheckedBlocks(engine.limits, title="vlmoe", analytics_enabled=False) as page:
         gr.HTML("<h1>vlmoe: ask, choose, see the experts</h1>", elem_id="title")
         show_status(engine, page)
         with gr.Row():
@@ -57,7 +66,7 @@ def build(engine: Engine, questions: Mixture | None, examples: Sequence[Path]) -
                     info="An adapter, or the bare base without any",
                     elem_id="adapter",
                 )
-                picture = picture_box(engine.limits)
+                picture = picture_box(engine.limits, store)
                 buttons = example_buttons(examples)
             common = Common(engine, name, picture, gr.State(None))
             with gr.Column(scale=3, min_width=320), gr.Tabs():

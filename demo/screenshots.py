@@ -9,7 +9,6 @@ Needs Playwright (pip install 'vlmoe[test]') and Chromium at /usr/bin/chromium o
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,16 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from vlmoe.errors import run_command
+from vlmoe.flags import Parser
+
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 WIDTHS = {"wide": 1280, "narrow": 390}
 PATIENCE = 120_000  # milliseconds; machines may be busy with other things
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--every-look", action="store_true")
@@ -105,4 +105,4 @@ def save(page: Page, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -36,6 +36,7 @@ from vlmoe.benchmark.steps import VARIANTS, step_works
 from vlmoe.choices import DTYPES, SIZES
 from vlmoe.errors import UserError, run_command
 from vlmoe.files import write_json
+from vlmoe.flags import Parser
 from vlmoe.models.load import resolve_device, resolve_dtype
 from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
 from vlmoe.optim.families import FAMILIES
@@ -44,9 +45,7 @@ PARTS = ("step", "memory", "optimizer", "packing")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="mid", help="of the model (default mid)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of the base")

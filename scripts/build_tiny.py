@@ -13,7 +13,6 @@ repository's history.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from pathlib import Path
@@ -22,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from vlmoe.errors import run_command
+from vlmoe.flags import Parser
 from vlmoe.lessons.classroom import Classroom
 from vlmoe.lessons.exam import open_accuracy
 from vlmoe.lessons.network import build_model, build_processor
@@ -31,9 +32,7 @@ from vlmoe.models.load import hide_bars_from_logs, load_base
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     default_out = Path(__file__).parents[1] / "vlmoe" / "models" / "tiny"
     parser.add_argument("--out", type=Path, default=default_out, help="directory to write")
     parser.add_argument(
@@ -119,4 +118,4 @@ def save(model, processor, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

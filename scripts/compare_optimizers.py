@@ -22,14 +22,13 @@ from typing import Any
 import yaml
 
 from vlmoe.errors import UserError, run_command
+from vlmoe.flags import Parser
 from vlmoe.study.plan import Cell, Study
 from vlmoe.study.source import presets, read_study
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("study", metavar="STUDY", help=f"a YAML file, or {', '.join(presets())}")
     parser.add_argument("--output", type=Path, help="the study's folder (default runs/STUDY)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",

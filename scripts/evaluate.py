@@ -33,13 +33,14 @@ from vlmoe.data.registry import locate_all
 from vlmoe.data.vmcbench import group_of
 from vlmoe.errors import UserError, run_command
 from vlmoe.files import write_json, write_jsonl
-from vlmoe.tasks.collator import Collator
+from vlmoe.flags import Parser
 from vlmoe.tasks.compare import compare, comparison_text, other_protocol, read_predictions
 from vlmoe.tasks.metrics import (
     SUBMISSION,
     accuracy_line,
     circular_line,
     metrics,
+    unanswered_lines,
     write_report,
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
@@ -55,9 +56,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--adapter",
@@ -149,14 +148,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from vlmoe.adapter.load import find_adapter
+    from vlmoe.adapter.load import check_numbers, find_adapter
     from vlmoe.models.forward import use_attention
     from vlmoe.models.load import load_base, resolve_device, resolve_dtype
+    from vlmoe.tasks.collator import Collator
     from vlmoe.tasks.readings import make_predictor
-    from vlmoe.tasks.score import score
+    from vlmoe.tasks.score import check_sound, score
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
+    for folder in folders.values():
+        check_numbers(folder)
     name = args.model or common_base(folders)
     args.prompt = args.prompt or common_setting("prompt", folders)
     args.image_fit = args.image_fit or common_setting("image_fit", folders)
@@ -185,6 +187,9 @@ def evaluate(args: argparse.Namespace) -> None:
             workers=args.workers,
             description=label,
         )
+        check_sound(scored)
+        for line in unanswered_lines(scored):
+            print(f"{label}: {line}" if not line.startswith(" ") else line)
         numbers = None
         if any(item.correct is not None for item in scored):
             numbers = metrics(scored, groups)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    {"choices", "errors", "files", "figure", "when_imported"},  # open to all
+    # open to all
+    {"choices", "errors", "figure", "files", "finite", "flags", "hub", "when_imported"},
     {"data", "adapter", "optim"},
     {"models"},
     {"tasks"},

@@ -14,6 +14,7 @@ MAX_NEW_TOKENS = 32
 ATTENTIONS = ("sdpa", "flex")
 SIZES = ("small", "mid", "7b")  # of a model with random weights
 TRACKERS = ("tensorboard", "wandb", "trackio")
+NONE = "none"  # of the questions of a split: it is not scored
 ALL = "all"  # of a picture's questions
 FIND = "find"  # a learning rate
 GATE_RESCALES = ("none", "sqrt", "exact")

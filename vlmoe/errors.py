@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,17 +30,23 @@ class Busy(UserError):
     """Another process has the run."""
 
 
+def in_words(error: UserError) -> str:
+    """What a command prints at its end for a mistake."""
+    if len(error.faults) == 1:
+        return f"error: {error.faults[0]}"
+    faults = [f"  - {fault}" for fault in error.faults]
+    return "\n".join([f"error: {len(faults)} things to mend:", *faults])
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a script's ``main``; a ``UserError`` ends it with its exit code (2), no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file or a pipe shows each line at once, too
+            stream.reconfigure(line_buffering=True)
     try:
         sys.exit(main())
     except UserError as error:
-        if len(error.faults) == 1:
-            print(f"error: {error.faults[0]}", file=sys.stderr)
-        else:
-            print(f"error: {len(error.faults)} things to mend:", file=sys.stderr)
-            for fault in error.faults:
-                print(f"  - {fault}", file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,12 +1,13 @@
-"""Writing so that a file is either whole or not there."""
+"""Writing so that a file is either whole or not there; and JSON that any reader takes."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,36 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, as every reader takes it: a number that is not finite becomes null.
+
+    Python's own writer would say ``NaN`` and ``Infinity``, which are no JSON. Where such a number
+    would be a result it is refused before it comes to a file; what is left are notes of a run.
+    Half a surrogate pair, which UTF-8 cannot hold, is escaped.
+    """
+    text = json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None in the place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a final newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Indented JSON (see ``to_json``) with a final newline."""
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON value a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """One JSON value (see ``to_json``) a line."""
+    write_text(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def make_folder(path: Path) -> None:

@@ -250,3 +250,14 @@ def test_pefts_pattern_is_the_whole_path(saved: Path) -> None:
     config = MoELoraConfig.from_pretrained(str(saved / "adapter"))
     deeper = get_peft_model(small_llava(text_layers=5, vision_layers=6), config)
     assert len(gates(deeper)) == 16
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_none_are_named(saved, number):
+    key, tensor = next(iter(load_file(saved / "adapter" / WEIGHTS).items()))
+    tensor.flatten()[-1] = number
+    edit_weights(saved, {key: tensor})
+    text = refusal(saved)
+    assert key.removeprefix("base_model.model.") in text
+    assert "holds numbers that are not finite" in text
+    assert "unlike the file's" not in text

@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_animation_gives_its_first_frame() -> None:
 # --- what must be refused -------------------------------------------------------------------
 
 
-def reason(source: bytes | str | Path) -> str:
+def reason(source: Any) -> str:
     with pytest.raises(ImageError) as caught:
         load_rgb(source)
     assert len(str(caught.value).splitlines()) == 1
@@ -278,3 +279,57 @@ def test_a_limit_of_ones_own() -> None:
     assert load_rgb(encoded(photo((30, 20))), max_pixels=600).size == (30, 20)
     with pytest.raises(ImageError, match="more than 0 million pixels"):
         load_rgb(encoded(photo((30, 20))), max_pixels=599)
+
+
+# --- arrays ---------------------------------------------------------------------------------
+
+
+def test_arrays() -> None:
+    grey = np.array([[0, 90]], dtype=np.uint8)
+    assert np.asarray(load_rgb(grey))[0].tolist() == [[0, 0, 0], [90, 90, 90]]
+    assert load_rgb(grey[..., None]).tobytes() == load_rgb(grey).tobytes()
+    assert np.array_equal(np.asarray(load_rgb(np.asarray(photo()))), np.asarray(photo()))
+    clear = np.zeros((2, 3, 4), dtype=np.uint8)
+    assert load_rgb(clear).getpixel((2, 1)) == WHITE
+    assert load_rgb(np.array([[0.0, 0.5, 1.0]])).getpixel((1, 0)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), "an array of shape 3 x 8 x 9: give height x width"),
+        (np.zeros(4, np.uint8), "an array of shape 4: "),
+        (np.full((2, 2), 200.0), "an array of float64 that does not lie within 0 and 1"),
+        (np.full((2, 2), np.nan), "an array of float64 that does not lie within 0 and 1"),
+        (np.zeros((2, 2), np.int64), "an array of int64: give uint8"),
+        (np.zeros((0, 2), np.uint8), "picture without pixels"),
+        (7, "a int is no picture: give a path, a PIL picture or an array"),
+    ],
+)
+def test_arrays_that_are_refused(array, why: str) -> None:
+    assert reason(array).startswith(why)
+
+
+def test_without_memory_it_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    assert reason(encoded(photo())) == "not enough memory to decode it"
+
+
+def test_conversion_in_bands_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of three rows, of every kind that is converted by bands."""
+    values = np.random.default_rng(3).integers(0, 65535, (20, 7))
+    pictures = [
+        Image.fromarray(values.astype(np.uint16)),
+        Image.fromarray(values.astype(np.int32) * 3),
+        Image.fromarray((values / 65535).astype(np.float32)),
+        photo((7, 20)).convert("RGBA"),
+        photo((7, 20)).quantize(9),
+    ]
+    pictures[3].putalpha(Image.fromarray((values % 256).astype(np.uint8)))
+    pictures[4].info["transparency"] = 2
+    wanted = [load_rgb(picture).tobytes() for picture in pictures]
+    monkeypatch.setattr(module, "_BAND", 21)
+    assert [load_rgb(picture).tobytes() for picture in pictures] == wanted

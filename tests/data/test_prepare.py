@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from tests.tree import tree
-from vlmoe.data import pictures
+from vlmoe.data import pictures, prepare
 from vlmoe.data.dataset import load_split
 from vlmoe.data.pictures import Picture
 from vlmoe.data.prepare import (
+    TO_DRAW,
     LeftOut,
     Question,
     Rejected,
@@ -153,6 +154,67 @@ def test_manifest_and_rejected(tmp_path: Path) -> None:
     ]
     assert [f.name for f in (tmp_path / "d" / "images").iterdir()] == ["a.png"]
     assert load_split(tmp_path / "d", "train").ids == ["0", "10"]
+
+
+def test_every_row_of_the_source_is_accounted_for(tmp_path: Path) -> None:
+    records = [
+        question(0),
+        question(1, further=True),
+        LeftOut("not wanted"),
+        Rejected("2", "train", "no answer"),
+        Rejected("3", "train", "no answer", further=True),
+    ]
+    options: dict[str, Any] = {"max_rejected": 0.9, "overwrite": True}
+    for total in (3, lambda: 3):
+        manifest = write(tmp_path / "d", records, total=total, **options)
+        counts = {"source": 3, "read": 5, "prepared": 2, "rejected": 2, "left_out": 1}
+        assert manifest["records"] == counts
+    before = tree(tmp_path / "d")
+    for total in (2, 4, lambda: 5):
+        with pytest.raises(UserError, match="rows, but 3 were read: nothing was written"):
+            write(tmp_path / "d", records, total=total, **options)
+    assert tree(tmp_path / "d") == before
+
+
+def test_notes_of_the_readers(tmp_path: Path) -> None:
+    records = [question(n, notes=("read so", f"{n}", "read so")) for n in range(40)]
+    notes = write(tmp_path / "d", records)["notes"]
+    assert notes["read so"] == 40
+    assert notes["further notes of other kinds"] == 11
+    lettered = question(0, choices=("A. x", "B. y"))
+    shuffled = question(1, choices=("B. y", "A. x"))
+    manifest = write(tmp_path / "e", [lettered, shuffled], max_rejected=0.5)
+    assert load_split(tmp_path / "e", "train")[0].choices == ("x", "y")
+    assert manifest["notes"][prepare.LETTERED] == 1
+    reason = "the options begin with letters in another order than A, B, ..."
+    assert manifest["rejected"]["by_reason"] == {reason: 1}
+
+
+def test_splits_drawn_by_pixels(tmp_path: Path) -> None:
+    """What is given to draw from: usable questions, and the same key for the same pixels."""
+    bmp = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(bmp, "BMP")
+    records = [
+        question(0, split=TO_DRAW),
+        question(1, split=TO_DRAW, picture=Picture("b.bmp", bmp.getvalue())),
+        question(2, split=TO_DRAW, picture=Picture("c.png", png("blue"))),
+        question(3, split=TO_DRAW, picture=Picture("d.png", png()[:50])),
+        question(4, split=TO_DRAW, picture=None),
+        question(5, split="test"),
+    ]
+    given = []
+
+    def draw(questions: Any, pixels: Any) -> list[str]:
+        given.append(([one.id for one in questions], list(pixels)))
+        return ["validation"] * len(questions)
+
+    write(tmp_path / "d", records, draw=draw, max_rejected=0.5)
+    ((ids, pixels),) = given
+    assert ids == ["0", "1", "2", "4"]
+    assert pixels[0] == pixels[1] != pixels[2]
+    assert pixels[3] == ""
+    assert load_split(tmp_path / "d", "validation").ids == ids
+    assert load_split(tmp_path / "d", "test").ids == ["5"]
 
 
 @pytest.mark.parametrize(("allowed", "passes"), [(0.29, True), (0.28, False), (0.0, False)])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data_prep import check
-from data_prep.soundness import _chi_square_tail, balance, question_key, shared
+from data_prep.soundness import _chi_square_tail, balance, nearly_equal, question_key, shared
 from tests.parquet_source import encoded, shade, torn
 from tests.tree import tree
 from vlmoe.data.example import Example
@@ -211,3 +213,41 @@ def test_keys() -> None:
     assert question_key(example(0), "x") != question_key(example(0), "y")
     assert question_key(example(0), "x") == question_key(example(3), "x")
     assert shared({"a": [1, 2], "b": [2, 3], "c": [4]}) == {("a", "b"): {2}}
+
+
+def noise(seed: int, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((96, 96)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def test_pictures_that_look_nearly_the_same(
+    checked: Callable[..., tuple[int, str]],
+) -> None:
+    """A picture saved anew with loss: no fault, but it is said, and what to do."""
+    questions = sound()
+    for at in range(4):
+        data = noise(at, "PNG"), noise(at, "JPEG", quality=90)
+        questions[at] = question(at, picture=Picture(f"a{at}.png", data[0]))
+        if at < 2:
+            changed = question(at, "test", picture=Picture(f"b{at}.jpg", data[1]))
+            questions[24 + at] = changed
+    code, told = checked(questions)
+    assert code == 0
+    (line,) = [line for line in told.splitlines() if line.startswith("?")]
+    assert "2 pictures in train look nearly the same as one in test" in line
+    assert "a0.png and b0.jpg" in line
+    assert "prepare it again" in line
+
+
+def test_nearly_equal() -> None:
+    rng = np.random.default_rng(0)
+    a = {f"a{n}": rng.integers(0, 256, 192, dtype=np.uint8) for n in range(50)}
+    b = {f"b{n}": rng.integers(0, 256, 192, dtype=np.uint8) for n in range(50)}
+    b["b7"] = np.clip(a["a3"].astype(int) + rng.integers(-8, 9, 192), 0, 255).astype(np.uint8)
+    b["b8"] = np.clip(a["a4"].astype(int) + 9, 0, 255).astype(np.uint8)
+    b["a5"] = a["a5"]
+    bytes_of = [{name: its.tobytes() for name, its in one.items()} for one in (a, b)]
+    assert nearly_equal(*bytes_of) == [("a3", "b7")]
+    assert nearly_equal({}, bytes_of[1]) == []

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from data_prep import jsonl
+from data_prep import check, jsonl
+from data_prep.cells import Pictures
+from data_prep.items import Item, Items
 from tests.parquet_source import shade, torn
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
+from vlmoe.data.prepare import Rejected
 from vlmoe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +134,8 @@ BAD_ITEMS: list[tuple[Any, str]] = [
     ("3", "not a JSON object"),
     ("[1]", "not a JSON object"),
     (item(0, question=None), "no question"),
-    (item(0, question=""), "empty question"),
+    (item(0, question=""), "no question"),
+    (item(0, question=3), "question is not text"),
     (item(0, choices="A, B"), "choices is not a list of texts"),
     (item(0, choices=["a", 3]), "choices is not a list of texts"),
     (item(0, choices=["a", "A"], answer=0), "fewer than two distinct options"),
@@ -160,6 +166,190 @@ def test_one_bad_item(tmp_path: Path, raw: Path, bad: Any, reason: str) -> None:
         assert line["reason"].startswith(reason)
 
 
+def told(manifest: dict[str, Any]) -> dict[str, int]:
+    """The notes that the reader made."""
+    own = ("questions with repeated", "questions where", "questions without", "pictures in more")
+    return {note: n for note, n in manifest["notes"].items() if not note.startswith(own)}
+
+
+def test_other_tools_spellings(tmp_path: Path, raw: Path) -> None:
+    """Each is a question with its picture, and the summary says how it was read."""
+    plain = {"question": "Which?", "choices": ["A cat.", "A dog."]}
+    asked = "<image>\nWhich?\nA. A cat.\nB. A dog."
+    picture = str(raw / "photos/1.png")
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "B"}]
+    parts = [{"type": "image"}, {"type": "text", "text": asked.removeprefix("<image>\n")}]
+    trl = [{"role": "user", "content": parts}, {"role": "assistant", "content": "B"}]
+    items: list[dict[str, Any]] = [
+        {**plain, "images": [picture], "label": 1},
+        {"question": "Which?", "options": ["A. A cat.", "B. A dog."], "img": picture, "gt": "B"},
+        {"query": asked, "response": "B", "images": [picture]},
+        {"messages": messages, "images": [picture]},
+        {"messages": trl, "images": [picture]},
+        {**plain, "answer": 1.0, "image": {"path": picture}, "category": None, "id": 7.0},
+        {"question": "Which?", "A": "A cat.", "B": "A dog.", "answer": "B", "image_path": picture},
+        {
+            "question": "<image>Which?",
+            "choices": ["A cat.", "A dog."],
+            "answer": 1,
+            "image": picture,
+        },
+        {"conversations": [{"from": "human", "value": asked[8:]}, {"from": "gpt", "value": "B"}]}
+        | {"image": picture},
+    ]
+    manifest = jsonl.prepare({"train": write_lines(raw / "a.jsonl", items)}, tmp_path / "out")
+    assert manifest["rejected"]["total"] == 0
+    train = load_split(tmp_path / "out", "train")
+    assert len(train) == len(items)
+    for example in train:
+        assert example.image is not None, example.id
+        assert (example.question, example.choices) == ("Which?", ("A cat.", "A dog."))
+        assert example.answer == 1
+    notes = told(manifest)
+    assert notes["key 'images' read as 'image'"] == 4
+    assert notes["a picture without <image> in the conversation; it stands in front"] == 1
+    assert notes["options read from the question's text"] == 1
+    assert notes["keys 'A', 'B', ... read as 'choices'"] == 1
+
+
+def test_options_without_their_letters(tmp_path: Path, raw: Path) -> None:
+    lettered = item(0, choices=["A. Red.", "B. Blue."], answer="B. Blue.")
+    manifest = jsonl.prepare({"test": write_lines(raw / "a.jsonl", [lettered])}, tmp_path / "out")
+    (example,) = load_split(tmp_path / "out", "test")
+    assert (example.choices, example.answer) == (("Red.", "Blue."), 1)
+    assert told(manifest) == {
+        "questions whose options came with letters of their own, taken off": 1
+    }
+
+
+def test_ids_that_repeat(tmp_path: Path, raw: Path) -> None:
+    """As LLaVA's own files have them; only the very same record is left out."""
+    items = [item(n, id="000000033471") for n in (0, 1, 2, 0, 1)]
+    items += [item(4, id="000000033471~2"), item(5), item(5)]
+    manifest = jsonl.prepare({"train": write_lines(raw / "a.jsonl", items)}, tmp_path / "out")
+    name = "train/000000033471"
+    assert load_split(tmp_path / "out", "train").ids == [
+        *(name, f"{name}~2", f"{name}~3", f"{name}~2~2", "train/line 7", "train/line 8")
+    ]
+    assert manifest["left_out"] == {jsonl.SAME_AGAIN: 2}
+    assert told(manifest) == {"id met before, told apart by a number behind it": 3}
+    assert manifest["records"] == {
+        **{"source": 8, "read": 8, "prepared": 6, "rejected": 0, "left_out": 2}
+    }
+
+
+@pytest.mark.parametrize("form", ["pretty", "one line", "comma lines", "list lines"])
+def test_forms_of_files(tmp_path: Path, raw: Path, form: str) -> None:
+    items = [item(n) for n in range(4)]
+    lines = [json.dumps(one) for one in items]
+    content = {
+        "pretty": json.dumps({"version": "1", "data": items}, indent=2),
+        "one line": json.dumps({"questions": items}),
+        "comma lines": ",\n".join(lines) + ",",
+        "list lines": "[\n" + ",\r\n".join(lines) + "\n]\n",
+    }[form]
+    (raw / "a.json").write_text(content, encoding="utf-16")
+    manifest = jsonl.prepare({"train": raw / "a.json"}, tmp_path / "out", max_rejected=0)
+    assert len(load_split(tmp_path / "out", "train")) == 4
+    wrapped = {"pretty": "taken from the list under 'data'"}
+    wrapped["one line"] = "taken from the list under 'questions'"
+    assert told(manifest) == ({wrapped[form]: 4} if form in wrapped else {})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"train": [{"a": 1}], "test": [{"b": 2}]}, r"several lists in it \(train, test\)"),
+        ({"1": {"question": "?"}, "2": {"question": "?"}}, "without a list of questions"),
+        ({"data": {"list": [{"question": "?"}]}}, "without a list of questions"),
+    ],
+)
+def test_objects_that_could_mean_several_things(tmp_path: Path, content: Any, words: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content, indent=1))
+    with pytest.raises(UserError, match=words):
+        jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+
+
+def test_objects_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("\n".join(json.dumps(item(n), indent=1) for n in range(3)))
+    with pytest.raises(UserError, match="put each on one"):
+        jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+
+
+def test_a_list_with_holes_in_an_object(tmp_path: Path, raw: Path) -> None:
+    (raw / "a.json").write_text(json.dumps({"data": [item(0), None, item(1), 3]}))
+    manifest = jsonl.prepare({"test": raw / "a.json"}, tmp_path / "out", max_rejected=0.5)
+    assert manifest["rejected"]["by_reason"] == {"not a JSON object": 2}
+    assert manifest["records"]["source"] == 4
+
+
+def test_a_record_nested_too_deeply(tmp_path: Path) -> None:
+    class Deep(Items):
+        def __iter__(self) -> Iterator[Item]:
+            deep: Any = None
+            for _ in range(5000):
+                deep = [deep]
+            yield "line 1", item(0, image=deep)
+
+    found = list(jsonl.read(Deep(tmp_path / "a.jsonl"), "train", Pictures(), "auto"))
+    assert found == [Rejected("train/line 1", "train", "nested too deeply")]
+
+
+def test_what_would_be_shown_twice_or_not_at_all(tmp_path: Path, raw: Path) -> None:
+    talk = [
+        {"from": "system", "value": "Be kind."},
+        {"from": "human", "value": "Which?\nA. x\nB. y"},
+        {"from": "gpt", "value": "A"},
+    ]
+    items = [
+        {"question": "Which?\n(A) x\n(B) y", "choices": ["x", "y"], "answer": "A"},
+        {"conversations": talk},
+    ]
+    manifest = jsonl.prepare({"test": write_lines(raw / "a.jsonl", items)}, tmp_path / "out")
+    assert [one.question for one in load_split(tmp_path / "out", "test")] == ["Which?"] * 2
+    assert told(manifest) == {
+        "options taken out of the question's text, where they stood as well": 1,
+        "a system turn, which is not shown": 1,
+    }
+
+
+def test_a_key_given_twice(tmp_path: Path, raw: Path) -> None:
+    good = [json.dumps(item(n)) for n in range(3)]
+    same = good[0][:-1] + ', "answer": "A"}'
+    other = good[0][:-1] + ', "answer": "B"}'
+    for name, content in (("a.jsonl", "\n".join([*good, same, other])), ("a.json", "")):
+        text = content or "[" + ",".join([*good, same, other]) + "]"
+        (raw / name).write_text(text)
+        manifest = jsonl.prepare(raw / name, tmp_path / name, max_rejected=0.5)
+        assert manifest["rejected"]["by_reason"] == {
+            "a key stands twice in one object, with different values": 1
+        }
+        assert manifest["records"]["source"] == 5
+
+
+def test_one_picture_in_two_formats_is_one_picture(tmp_path: Path, raw: Path) -> None:
+    """Also where it stands there as bytes once and as a file once."""
+    items = []
+    for number in range(10):
+        picture = Image.open(raw / f"photos/{number}.png")
+        picture.save(raw / f"photos/{number}.bmp")
+        data = base64.b64encode((raw / f"photos/{number}.png").read_bytes()).decode()
+        for image in (f"photos/{number}.png", f"photos/{number}.bmp", data):
+            items.append(item(len(items), image=image))
+    file = write_lines(raw / "a.jsonl", items)
+    jsonl.prepare(file, tmp_path / "out", shares=(0.4, 0.3, 0.3))
+    split_of = {
+        int(name.removeprefix("line ")): split
+        for split, names in questions(tmp_path / "out").items()
+        for name in names
+    }
+    assert len(set(split_of.values())) == 3
+    for number in range(10):
+        assert len({split_of[3 * number + at] for at in (1, 2, 3)}) == 1
+    assert len(list((tmp_path / "out/images").iterdir())) == 20
+    assert check.main([str(tmp_path / "out")]) == 0
+
+
 def test_a_broken_picture_is_rejected_by_name(tmp_path: Path, raw: Path) -> None:
     (raw / "photos/1.png").write_bytes(torn())
     file = write_lines(raw / "mine.jsonl", [item(n) for n in range(40)])
@@ -175,7 +365,11 @@ def test_the_command(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[st
     splits = ["--split", f"train={train}", "--split", f"val={test}"]
     jsonl.main([*splits, *out, "--answers", "index"])
     assert list(questions(tmp_path / "out")) == ["train", "validation"]
-    assert "10 pictures in more than one split (kept)" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "10 pictures in more than one split (kept)" in out_text
+    sums = "40 rows of the source made 40 records: 40 prepared + 0 rejected + 0 left out"
+    assert sums in out_text
+    assert "no split 'test': training works" in out_text
     for argv, words in (
         ([], "give either --source FILE or --split"),
         (["--source", str(train), *splits], "give either"),

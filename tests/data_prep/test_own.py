@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from data_prep.own import Fault, read_answer, read_question, read_turns
+from data_prep.fault import Fault
+from data_prep.own import (
+    Turn,
+    read_answer,
+    read_choices,
+    read_question,
+    read_turns,
+    take_marks,
+)
 
 COLOURS = ("a red cat", "A blue dog.", "red", "blue")
 NUMBERS = ("1", "2", "3", "4")
@@ -14,6 +23,8 @@ LETTERS = ("B", "A", "C")
 
 READ: list[tuple[Any, tuple[str, ...], str, int]] = [
     (0, COLOURS, "auto", 0),
+    (1.0, COLOURS, "auto", 1),
+    (math.nan, COLOURS, "auto", -1),
     (3, COLOURS, "auto", 3),
     ("B", COLOURS, "auto", 1),
     (" b ", COLOURS, "auto", 1),
@@ -48,7 +59,9 @@ NOT_READ: list[tuple[Any, tuple[str, ...], str, str]] = [
     (4, COLOURS, "auto", "none of the options"),
     (-1, COLOURS, "auto", "none of the options"),
     (True, COLOURS, "auto", "neither a number nor a text"),
-    (1.0, COLOURS, "auto", "neither a number nor a text"),
+    (1.5, COLOURS, "auto", "neither a number nor a text"),
+    (math.inf, COLOURS, "auto", "neither a number nor a text"),
+    (10**400, COLOURS, "auto", "none of the options"),
     (["A"], COLOURS, "auto", "neither a number nor a text"),
     ("E", COLOURS, "auto", "none of the options"),
     ("green", COLOURS, "auto", "none of the options"),
@@ -59,6 +72,7 @@ NOT_READ: list[tuple[Any, tuple[str, ...], str, str]] = [
     ("A", LETTERS, "auto", "read as text or as letter"),
     ("red", COLOURS, "letter", "none of the options"),
     ("A", COLOURS, "index", "none of the options"),
+    ("0" * 30 + "9" * 9000, COLOURS, "index", "none of the options"),
 ]
 
 
@@ -83,7 +97,101 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
     ],
 )
 def test_options_of_a_turn(text: str) -> None:
-    assert read_question(text) == ("What is it?", ("A cat.", "A dog."))
+    (plain,), _ = take_marks([text], 1)
+    assert read_question(plain) == ("What is it?", ("A cat.", "A dog."))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "A.Red\nB.Blue",
+        "a. Red\nb. Blue",
+        "a) Red\nb) Blue\nPlease answer with the letter only.",
+        "(A) Red (B) Blue",
+        "(a) Red, (b) Blue",
+        "A. Red B. Blue",
+        "A) Red; B) Blue\nAnswer:",
+        "A、Red\nB、Blue",
+        "A、Red B、Blue\n请直接回答选项字母。",
+        "A: Red\nB: Blue",
+        "A - Red\nB - Blue",
+        "Options: (A) Red\n(B) Blue",
+        "Options:\nA. Red  B. Blue\nAnswer with the option's letter.",
+    ],
+)
+def test_forms_of_options(options: str) -> None:
+    assert read_question(f"What colour is it?\n{options}") == (
+        "What colour is it?",
+        ("Red", "Blue"),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Compare point (A) with point (B).",
+        "A: hello there\nWhat does she reply?",
+        "He was born in 44 B.C. and died in 14 A.D. in Rome?",
+        "A cat or a dog?",
+    ],
+)
+def test_prose_with_letters_has_no_options(text: str) -> None:
+    assert read_question(text) is None
+
+
+CHOICES: list[tuple[Any, tuple[str, ...]]] = [
+    (["red", "blue"], ("red", "blue")),
+    (["A. red", "B. blue"], ("red", "blue")),
+    ({"A": "red", "B": "blue", "C": None}, ("red", "blue")),
+    ({"a": "red", "b": "blue"}, ("red", "blue")),
+    ({"text": ["red", "blue"], "label": ["A", "B"]}, ("red", "blue")),
+]
+
+
+@pytest.mark.parametrize(("given", "choices"), CHOICES)
+def test_forms_of_choices(given: Any, choices: tuple[str, ...]) -> None:
+    found, note = read_choices(given)
+    assert found == choices
+    assert (note is None) == (given == ["red", "blue"])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("A. red B. blue", "not a list of texts"),
+        (["red", 3], "not a list of texts"),
+        ({"B": "red", "A": "blue"}, "keys are not A, B"),
+        ({"text": ["red", "blue"], "label": ["1", "2"]}, "keys are not A, B"),
+        (["B. red", "A. blue"], "another order"),
+    ],
+)
+def test_choices_that_are_refused(given: Any, reason: str) -> None:
+    with pytest.raises(Fault, match=reason):
+        read_choices(given)
+
+
+MARKS: list[tuple[list[str], int, Any]] = [
+    (["What?"], 0, (["What?"], False)),
+    (["What?"], 1, (["What?"], False)),
+    (["<image>\nWhat?", "And?"], 1, (["What?", "And?"], False)),
+    (["What?\n<image>"], 1, (["What?"], False)),
+    (["In <image> what is red?"], 1, (["In what is red?"], True)),
+    (["What?", "<image> And?"], 1, (["What?", "And?"], True)),
+    (["<image>\nWhat?"], 0, "<image> in the text, but no picture"),
+    (["<image>\n<image>\nWhat?"], 1, "more often in the text than there are pictures"),
+    (["<image> What?", "<image> And?"], 1, "more often"),
+    (["<video>\nWhat?"], 1, "<video> in the text"),
+]
+
+
+@pytest.mark.parametrize(("texts", "pictures", "expected"), MARKS)
+def test_marks_of_pictures(texts: list[str], pictures: int, expected: Any) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(Fault, match=expected):
+            take_marks(texts, pictures)
+        return
+    taken, notes = take_marks(texts, pictures)
+    assert (taken, bool(notes)) == expected
 
 
 def test_turns_without_options() -> None:
@@ -104,15 +212,24 @@ def test_options_in_another_form(text: str) -> None:
         read_question(text)
 
 
+def test_turns_as_messages() -> None:
+    content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]
+    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]
+    assert list(read_turns(talk)) == [Turn("<image>\nWhat?", "A", ({"image": "a.png"},))]
+    with pytest.raises(Fault, match="neither text nor a picture"):
+        list(read_turns([{"role": "user", "content": [{"type": "video"}]}]))
+
+
 def turn(who: str, value: Any) -> dict[str, Any]:
     return {"from": who, "value": value}
 
 
 def test_turns() -> None:
     talk = [turn("system", "Be kind."), turn("human", "a"), turn("gpt", "b"), turn("human", "c")]
-    assert list(read_turns(talk)) == [("a", "b"), ("c", None)]
+    assert list(read_turns(talk)) == [Turn("a", "b"), Turn("c", None)]
     for bad, reason in (
         ("text", "not a list"),
+        ([], "without turns"),
         ([turn("human", 3)], "not {from, value}"),
         ([turn("gpt", "a")], "from human to gpt"),
         ([turn("human", "a"), turn("human", "b")], "from human to gpt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import scienceqa
-from tests.parquet_source import scienceqa_row, write_scienceqa
+from tests.parquet_source import scienceqa_row, shade, write_scienceqa
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
 from vlmoe.errors import UserError
@@ -76,6 +77,67 @@ def test_one_bad_row(tmp_path: Path, change: dict[str, Any], reason: str) -> Non
     (line,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").open())
     assert line["id"] == "train-9"
     assert line["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize("form", ["bytes", "base64", "path", "list", "data"])
+def test_forms_of_the_picture_column(tmp_path: Path, form: str) -> None:
+    data = [shade(n) for n in range(4)]
+    text = [base64.b64encode(one).decode() for one in data]
+    cells: list[Any] = {
+        "bytes": data,
+        "base64": text,
+        "path": [f"images/{n}.png" for n in range(4)],
+        "list": [[{"bytes": one, "path": None}] for one in data],
+        "data": [{"bytes": None, "path": f"data:image/png;base64,{one}"} for one in text],
+    }[form]
+    (tmp_path / "raw" / "data").mkdir(parents=True)
+    (tmp_path / "raw" / "images").mkdir()
+    for number in range(3):
+        (tmp_path / f"raw/images/{number}.png").write_bytes(data[number])
+    (tmp_path / "elsewhere" / "images").mkdir(parents=True)
+    (tmp_path / "elsewhere/images/3.png").write_bytes(data[3])
+    rows = [{**scienceqa_row(n), "image": cells[n], "answer": float(n % 2)} for n in range(4)]
+    file = tmp_path / "raw/data/train-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    manifest = scienceqa.prepare(str(tmp_path / "raw"), tmp_path / "out", max_rejected=0.3)
+    lost = 1 if form == "path" else 0
+    assert manifest["rejected"]["by_reason"] == ({"no such file": 1} if lost else {})
+    train = load_split(tmp_path / "out", "train")
+    assert len(train) == 4 - lost
+    for number, example in enumerate(train):
+        assert example.image is not None
+        assert example.image.getpixel((0, 0)) == (number, 0, 77)
+        assert example.answer == number % 2
+    if lost:
+        options: dict[str, Any] = {"images": tmp_path / "elsewhere", "max_rejected": 0.8}
+        scienceqa.prepare(str(tmp_path / "raw"), tmp_path / "new", **options)
+        assert load_split(tmp_path / "new", "train").ids == ["train-3"]
+
+
+def test_a_text_that_is_not_utf8(tmp_path: Path, source: Path) -> None:
+    (file,) = (source / "data").glob("train-*")
+    table = pq.read_table(file)
+    texts = [b"W\xff?" if n == 3 else b"Which?" for n in range(len(table))]
+    broken = pa.array(texts, pa.binary()).view(pa.string())
+    at = table.schema.get_field_index("question")
+    pq.write_table(table.set_column(at, "question", broken), file)
+    manifest = scienceqa.prepare(str(source), tmp_path / "out", max_rejected=0.1)
+    assert manifest["records"]["source"] == 24
+    (line,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").open())
+    assert (line["id"], line["reason"][:23]) == ("train-3", "a cell that is not vali")
+
+
+def test_columns_under_other_names(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (source / "data").glob("*.parquet"):
+        table = pq.read_table(file)
+        names = [{"choices": "options", "task": "level"}.get(n, n) for n in table.column_names]
+        pq.write_table(table.rename_columns(names), file)
+    assert scienceqa.prepare(str(source), tmp_path / "out")["records"]["prepared"] == 24
+    told = capsys.readouterr().out
+    assert told.count("column 'options' read as 'choices'") == 3
+    assert "not used: 'level'" in told
 
 
 def test_no_answer_is_unlabelled(tmp_path: Path) -> None:

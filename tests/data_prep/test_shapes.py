@@ -33,4 +33,4 @@ def test_some_kinds_of_questions(tmp_path):
 def test_an_unknown_kind_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         shapes.main(["--out", str(tmp_path / "no"), "--kinds", "taste"])
-    assert "invalid choice: 'taste'" in capsys.readouterr().err
+    assert "unknown --kinds 'taste': choose from" in capsys.readouterr().err

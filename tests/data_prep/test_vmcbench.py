@@ -173,7 +173,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"question": " "}, "empty question"),
     ({"question": None}, "question, category or an option is not text"),
     ({"image": None}, "no picture"),
-    ({"image": {"bytes": None, "path": "gone.jpg"}}, "no picture"),
+    ({"image": {"bytes": None, "path": "gone.jpg"}}, "no such file"),
     ({"image": {"bytes": b"<html>", "path": ""}}, "not a picture in a known format"),
     ({"image": {"bytes": torn(), "path": ""}}, "truncated picture"),
 ]
@@ -198,11 +198,42 @@ def test_bad_rows_of_a_tsv(tmp_path: Path) -> None:
     file.write_text(file.read_text() + "9\tonly a question\n" + "\t".join("123456789AB") + "\n")
     manifest = vmcbench.prepare(str(file), tmp_path / "out", max_rejected=0.9)
     assert Counter(manifest["rejected"]["by_reason"]) == {
-        "image is not base64": 1,
-        "question, category or an option is not text": 1,
+        "no such file": 1,
+        "fewer fields than columns": 1,
         "more fields than columns": 1,
     }
     assert ids(tmp_path / "out", "train") == ["0", "2", "3"]
+
+
+def test_a_tsv_without_quoting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [vmcbench_row(i) for i in range(12)]
+    rows[3] |= {"question": '"Exit is written on which door?', "A": '"'}
+    rows[7] |= {"question": '"Exit" is written on which door?', "A": '"'}
+    file = write_vmcbench_tsv(tmp_path / "a.tsv", rows)
+    plain = [[str(cell) for cell in row.values()] for row in rows]
+    with file.open() as lines:
+        pictures = [line.rstrip("\r\n").rpartition("\t")[2] for line in lines][1:]
+    text = ["\t".join([*cells[:-1], end]) for cells, end in zip(plain, pictures, strict=True)]
+    file.write_text("\n".join(["\t".join(rows[0]), *text, ""]))
+    manifest = vmcbench.prepare(str(file), tmp_path / "out", max_rejected=0)
+    assert manifest["records"]["source"] == 12
+    train = load_split(tmp_path / "out", "train")
+    assert [example.id for example in train] == [str(i) for i in range(12)]
+    assert train[3].question == '"Exit is written on which door?'
+    assert [train[at].choices[0] for at in (3, 7)] == ['"', '"']
+    assert "is read without quoting" in capsys.readouterr().out
+
+
+def test_a_csv_with_more_options_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(shade(5))
+    (tmp_path / "a.csv").write_text(
+        "index,Question,A,B,C,D,E,label,category,image\n"
+        '1.0,"What, then?",a,b,c,d,e,E,GQA,a.png\n2,What?,a,b,,,,A,,b.png\n'
+    )
+    manifest = vmcbench.prepare(str(tmp_path / "a.csv"), tmp_path / "out", max_rejected=0.5)
+    (example,) = load_split(tmp_path / "out", "train")
+    assert (example.question, example.choices, example.answer) == ("What, then?", (*"abcde",), 4)
+    assert manifest["rejected"]["by_reason"] == {"no such file": 1}
 
 
 def test_twice_and_with_any_number_of_workers(tmp_path: Path) -> None:
@@ -236,10 +267,12 @@ def test_sources_that_are_something_else(tmp_path: Path) -> None:
         vmcbench.prepare(str(folder), out)
     file = tmp_path / "a.tsv"
     file.write_text("index\tquestion\n1\tWhat?\n")
-    with pytest.raises(UserError, match="has no column A, B, C, D, answer, category, image"):
+    with pytest.raises(
+        UserError, match="has no column A, B, C, D, category, image; it has index, question"
+    ):
         vmcbench.prepare(str(file), out)
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="neither UTF-8"):
         vmcbench.prepare(str(file), out)
     assert not out.exists()
 

@@ -48,6 +48,7 @@ QUESTIONS = {
     "nothing": (None, "empty"),
     "spaces": ("  \n", "empty"),
     "100,000 characters": ("why " * 25_000, "99,999 characters, at most 2,000"),
+    "half a character": ("Why \ud800?", "half a character"),
     "chat markup": ("What is <image>?", "reserved text '<image>'"),
 }
 OPTIONS = {
@@ -55,6 +56,7 @@ OPTIONS = {
     "one": ("Red.\n\n", "There is 1 option"),
     "a hundred": ([f"{number}." for number in range(100)], "There are 100 options"),
     "a long one": (["a", "b" * 501], "501 characters"),
+    "half a character": (["a", "\udfff"], "half a character"),
     "numbers": ([1, 2], "must be a list of texts"),
     "no list": ({"a": 1, "b": 2}, "must be a list of texts"),
 }
@@ -101,6 +103,11 @@ def test_a_long_conversation():
     with pytest.raises(UserError, match=r"60,024 characters, .* begin a new one"):
         LIMITS.conversation([*talk, Turn("And?")])
     assert LIMITS.conversation([*talk[:2], Turn(" And? ")])[-1] == Turn("And?")
+
+
+def test_half_a_character_in_an_answer():
+    with pytest.raises(UserError, match="half a character"):
+        LIMITS.conversation([Turn("Why?", "\ud800"), Turn("And?")])
 
 
 def test_what_is_taken():

@@ -48,6 +48,13 @@ def visit(browser, demo: Demo):
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on(
+            "console",
+            lambda message: (
+                "Content Security Policy" not in message.text
+                or faults.append(f"against the policy: {message.text}")
+            ),
+        )
         page.on("dialog", lambda dialog: faults.append("a dialog was opened") or dialog.dismiss())
         page.on(
             "request",

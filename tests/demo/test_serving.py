@@ -154,6 +154,8 @@ def test_markup_in_question_and_options_is_only_text(client, picture):
         ({"history": [[QUESTION, "no " * 20_000]]}, "at most 50,000 are taken"),
         ({"temperature": None}, "temperature must be a number"),
         ({"temperature": 3}, "between 0 and 2"),
+        ({"temperature": 0.001}, "not below 0.01 unless it is 0"),
+        ({"max_new_tokens": 8.5}, "max_new_tokens must be a whole number"),
         ({"max_new_tokens": 100_000}, "between 1 and 256"),
     ],
 )
@@ -379,6 +381,11 @@ def test_password_files(tmp_path, auth, words):
     [
         (["--adapter", "/nowhere/run"], "there is no adapter at /nowhere/run"),
         (["--adapter", "none", "--queue", "0", "--time-limit", "-1"], "--queue must be above 0"),
+        (["--adapter", "none", "--max-client-mb", "1"], "--max-client-mb must be 12 at least"),
+        (
+            ["--adapter", "none", "--allowed-host", "http://x"],
+            "--allowed-host 'http://x' is no host",
+        ),
         (["--adapter", "none", "--port", "99999"], "--port must lie between 1 and 65535"),
         (["--adapter", "none", "--device", "cuda:99"], "no device"),
     ],

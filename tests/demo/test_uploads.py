@@ -1,16 +1,10 @@
-"""Uploads go in time, the page's own files stay, and a request is only so large."""
+"""Uploads go in time, the page's own files stay."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 
-import pytest
-
-from tests.demo.conftest import NEEDS
-from vlmoe.demo.uploads import BodyLimit, private_uploads, removed_in_time
-
-exceptions = pytest.importorskip("starlette.exceptions", reason=NEEDS)
+from vlmoe.demo.uploads import private_uploads, removed_in_time
 
 
 def test_what_is_old_goes_and_what_is_ours_stays(tmp_path):
@@ -39,25 +33,3 @@ def test_the_folder_is_ours_alone_and_goes_with_us():
         (folder / "picture.png").touch()
         assert folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
-
-
-@pytest.mark.parametrize(("pieces", "taken"), [([4, 6], True), ([4, 7], False), ([11], False)])
-def test_bodies(pieces, taken):
-    left = [{"type": "http.request", "body": bytes(size)} for size in pieces]
-
-    async def receive():
-        return left.pop(0)
-
-    async def app(scope, receive, send):
-        for _ in pieces:
-            await receive()
-
-    def call(kind: str) -> None:
-        asyncio.run(BodyLimit(app, most=10)({"type": kind}, receive, receive))
-
-    if taken:
-        call("http")
-    else:
-        with pytest.raises(exceptions.HTTPException) as caught:
-            call("http")
-        assert caught.value.status_code == 413

@@ -10,6 +10,7 @@ import torch
 
 from tests.models_for_tests import save_small_llava
 from vlmoe.errors import UserError
+from vlmoe.finite import NotFinite
 from vlmoe.models import load
 from vlmoe.models.load import load_base, load_reader, resolve_device, resolve_dtype
 from vlmoe.tasks.collator import Collator
@@ -137,6 +138,20 @@ def test_missing_weights_are_an_error_not_random_numbers(directory, tmp_path):
     save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="q_proj"):
         load_base(str(lacking))
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(float("nan"), "fp32"), (1e6, "fp16")])
+def test_weights_that_are_no_numbers_are_named(directory, tmp_path, number, dtype):
+    """In the file, or in the dtype that is asked for."""
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(directory, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    name = next(name for name in weights if "q_proj" in name)
+    weights[name][0, 0] = number
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NotFinite, match=r"in float(32|16) holds numbers .*q_proj"):
+        load_base(str(broken), dtype=dtype)
 
 
 def test_processor_of_another_model(directory, tmp_path):

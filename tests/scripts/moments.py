@@ -7,8 +7,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 import vlmoe.train.checkpoint
 import vlmoe.train.loop
+import vlmoe.train.score
+from vlmoe.data import dataset
+from vlmoe.data.image import ImageError
 from vlmoe.tasks.predict import Predictor
 from vlmoe.train import setup
 from vlmoe.train.tracking import Log
@@ -69,6 +74,36 @@ def second_process_is_told_to_stop() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
         vlmoe.train.loop.answer_loss = at_call(4, vlmoe.train.loop.answer_loss, terminate)
+
+
+def second_process_has_no_numbers() -> None:
+    """In one of its weights, once all steps are taken."""
+    if os.environ["RANK"] == "1":
+        save = vlmoe.train.checkpoint.save_adapter
+
+        def spoil(model: Any, *args: Any, **options: Any) -> None:
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = float("inf")
+            save(model, *args, **options)
+
+        vlmoe.train.checkpoint.save_adapter = spoil
+
+
+def second_process_reads_nothing() -> None:
+    """No picture of the questions that are scored, though the other one does."""
+    if os.environ["RANK"] == "1":
+
+        def decode(*ignored: Any) -> None:
+            raise ImageError("not on this machine")
+
+        def score_blindly(*args: Any, **options: Any) -> Any:
+            kept, dataset.load_rgb = dataset.load_rgb, decode
+            try:
+                return score(*args, **options)
+            finally:
+                dataset.load_rgb = kept
+
+        score, vlmoe.train.score.score = vlmoe.train.score.score, score_blindly
 
 
 def at_call(number: int, function: Callable, then: Callable[[], None]) -> Callable:

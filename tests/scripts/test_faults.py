@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import vlmoe.train.loop
 from data_prep import visual7w
 from tests.scripts.test_train_and_evaluate import adapter_digest, losses
 from tests.visual7w_source import write_source
 from vlmoe.data.dataset import load_split
-from vlmoe.errors import UserError
+from vlmoe.data.mix import load_mixture
+from vlmoe.errors import Diverged, UserError
+from vlmoe.optim.riemannian import RiemannianSGD
 from vlmoe.train.checkpoint import found
 from vlmoe.train.manifest import damage, write_manifest
 
@@ -211,8 +215,83 @@ def test_too_many_removed_pictures(train, small, broken_dataset):
 def test_removed_validation_picture(train, small, tmp_path, capsys):
     broken = without_a_picture(tmp_path, "validation")
     train(*small, "--dataset", broken, "--output", "run")
-    assert "step 3 is not validated: " in capsys.readouterr().out
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    out = capsys.readouterr().out
+    assert "questions could not be answered, which is wrong:" in out
+    assert "no such file" in out
+    validated = [row for row in rows(tmp_path / "run") if "validation_accuracy" in row]
+    assert [row["step"] for row in validated] == [3, 6]
+    whole = len(load_mixture({"broken": broken}, "validation"))
+    assert all(row["validation_n"] == whole > row["unanswered"] > 0 for row in validated)
+
+
+def test_removed_test_picture(train, evaluate, small, tmp_path, capsys):
+    broken = without_a_picture(tmp_path, "test")
+    train(*small, "--dataset", broken, "--output", "run", "--max-steps", 1, "--eval-steps", 0)
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 < numbers["unanswered"] < numbers["n"]
+    assert numbers["base"]["unanswered"] == numbers["unanswered"]
+    out = capsys.readouterr().out
+    assert f"{numbers['unanswered']} of {numbers['n']} questions could not be answered" in out
+    evaluate("--adapter", "run", "--dataset", broken)
+    (report,) = (tmp_path / "run" / "evaluate").iterdir()
+    again = json.loads((report / "metrics.json").read_text())
+    assert (again["accuracy"], again["n"]) == (numbers["accuracy"], numbers["n"])
+    assert again["unanswered"] == numbers["unanswered"]
+    out = capsys.readouterr().out
+    assert "run: " in out
+    assert out.splitlines()[-1].startswith("accuracy ")
+    evaluate("--compare", "run", report)
+    assert "not answered, which is wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("eval_steps", [0, 1])
+@pytest.mark.parametrize("lr", [1e30, 3e38])
+def test_a_last_step_that_diverged(train, small, tmp_path, lr, eval_steps):
+    """Nothing is trained after it that could show it by its loss."""
+    with pytest.raises(Diverged, match=r"not finite .*lower --lr") as caught:
+        train(*small, "--lr", lr, "--optim", "grsgd", "--output", "run",
+              "--max-steps", 1, "--eval-steps", eval_steps, "--save-steps", 0)  # fmt: skip
+    assert caught.value.exit_code == 2
+    run = tmp_path / "run"
+    # Finite weights can be so large that no logit is; else they are not saved, and named.
+    assert (run / "adapter").exists() == (lr == 1e30 and not eval_steps)
+    assert ("moe_lora_" in str(caught.value)) == (lr == 3e38)
+    assert not (run / "metrics.json").exists()
+    assert not (run / "predictions.jsonl").exists()
+    for file in run.glob("*.json*"):
+        assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", file.read_text()))
+
+
+def test_no_checkpoint_of_weights_that_are_no_numbers(train, small, tmp_path, monkeypatch):
+    """Those before it are kept, and named."""
+    step, calls = RiemannianSGD.step, 0
+
+    def spoil(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        found = step(self, *args, **kwargs)
+        if calls == 6:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[0] = float("inf")
+        return found
+
+    monkeypatch.setattr(RiemannianSGD, "step", spoil)
+    with pytest.raises(Diverged, match=r"moe_lora_A.*the last good checkpoint is step-3"):
+        train(*small, "--output", "run", "--eval-steps", 0)
+    assert list(found(tmp_path / "run")) == [3]
+
+
+def test_an_adapter_with_one_infinite_number(undisturbed, evaluate, small, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    file = run / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("inf")
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=name.removeprefix("base_model.model.").replace(".", r"\.")):
+        evaluate("--adapter", run, "--dataset", small[3])
+    assert not (run / "evaluate").exists()
 
 
 def break_batches(monkeypatch, broken) -> None:

@@ -152,3 +152,24 @@ def test_more_pieces_than_questions(small, forks, tmp_path):
     assert any(ended.codes)
     assert "need at least 6 questions in a step" in ended.out
     assert not os.path.lexists(tmp_path / "runs")
+
+
+def test_numbers_that_are_none_in_one_process_end_all(small, forks, tmp_path):
+    flags = [*small, "--device", "cpu", "--eval-steps", "0", "--save-steps", "0", "--output", "run"]
+    before = "moments.second_process_has_no_numbers"
+    ended = forks.train(tmp_path, *flags, world=2, before=before)
+    assert ended.codes == [2, 2], ended.out
+    assert ended.out.count("the adapter holds numbers that are not finite") == 2
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_pictures_that_one_process_cannot_read_are_wrong_answers(small, forks, tmp_path):
+    flags = [*small, "--device", "cpu", "--output", "run"]
+    before = "moments.second_process_reads_nothing"
+    ended = forks.train(tmp_path, *flags, world=2, before=before)
+    assert ended.codes == [0, 0], ended.out
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 < numbers["unanswered"] < numbers["n"]
+    predictions = rows(tmp_path / "run" / "predictions.jsonl")
+    assert len(predictions) == numbers["n"]
+    assert sum("unanswered" in row for row in predictions) == numbers["unanswered"]

@@ -84,6 +84,14 @@ def test_pairs_differ_in_one_thing():
         ({"settings": {"expert": 3}}, "did you mean 'experts'"),
         ({"contenders": {"a b": {}, "a-b": {}}}, "no name of its own"),
         ({"settings": {"eval_steps": 0}}, "no validation to choose lr by"),
+        (
+            {"settings": {"test_questions": "none"}},
+            "test_questions none leaves nothing to compare by",
+        ),
+        (
+            {"settings": {"eval_questions": "none"}},
+            "eval_questions none leaves nothing to compare by",
+        ),
     ],
 )
 def test_faults_are_named(changes, fault):

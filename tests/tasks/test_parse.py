@@ -44,6 +44,52 @@ TABLE = [
     ("not (A) but (C)", 2),
     # marked letters go before those that stand alone
     ("(B) A dog", 1),
+    # small letters, where they cannot be words
+    ("The answer is b.", 1),
+    ("the answer is b", 1),
+    ("Answer: b", 1),
+    ("The correct answer is: 'c'.", 2),
+    ("Option b", 1),
+    ("option b is correct", 1),
+    ("I would choose option (b).", 1),
+    ("b) A dog", 1),
+    ("b. A dog", 1),
+    ("b: A dog", 1),
+    ("(b) A dog", 1),
+    ("Let me see.\nc) A dog", 2),
+    ("The answer is a.", 0),
+    ("Option a", 0),
+    ("a) dog", 0),
+    ("It could be (a), but it is (b)", 1),
+    ("The answer is a dog", None),
+    ("The answer is a dog.", None),
+    ('The answer is a "big" dog', None),
+    ("The answer is a (big) dog", None),
+    ("Option b - A dog", 1),
+    ("an option a user has", None),
+    ("The answer is a big animal and nothing else, I would say", None),
+    ("there is a dog", None),
+    ("it is f(b) then", None),
+    ("The answer isn't d'accord", None),
+    # beside Chinese, Japanese and Korean; full width
+    ("\u7b54\u6848\u662fB\u3002", 1),
+    ("B\u3002", 1),
+    ("\uff08B\uff09", 1),
+    ("\u7b54\u6848\uff1aB", 1),
+    ("\u9009B", 1),
+    ("\u9009\u9879B\u662f\u6b63\u786e\u7684", 1),
+    ("\u6b63\u786e\u7b54\u6848\u662f\uff22\u3002", 1),
+    ("\uff22", 1),
+    ("\uff22\uff0e\u7ea2\u8272\u7684\u732b", 1),
+    ("B\u3001\u7ea2\u732b", 1),
+    ("B.\u7ea2\u732b", 1),
+    ("\u3010B\u3011", 1),
+    ("\u7b54\u6848\u662fb\u3002", 1),
+    ("\u9009b", 1),
+    ("\u7b54\u3048\u306fB\u3067\u3059", 1),
+    ("\uc815\ub2f5\uc740 B\uc785\ub2c8\ub2e4", 1),
+    ("\u7b54\u6848\u662fABBA", None),
+    ("\u7b54\u6848\u662fdog", None),
     # none
     ("", None),
     (".", None),
@@ -78,3 +124,7 @@ def test_options_that_are_letters_or_punctuation():
 
 def test_options_with_signs_of_regular_expressions():
     assert parse_answer("I believe that it must be f(x) = [0, 1", ("f(x) = [0, 1", "y")) == 0
+
+
+def test_signs_that_only_look_alike_stay_apart():
+    assert parse_answer("x\u00b2", ("x2", "x\u00b2")) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -15,10 +16,12 @@ from vlmoe.adapter.layer import adapted_layers
 from vlmoe.data.scenes import Scene, Thing, render
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
+from vlmoe.finite import NotFinite
 from vlmoe.models.families.llava import chat
 from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Experts, Predictor, Said
+from vlmoe.tasks.readings import SCORINGS, make_predictor
 
 SCENE = render(Scene((Thing("red", "ring", "large", "top left"),), "grey", seed=1))
 QUESTION = "What colour is the ring?"
@@ -207,3 +210,72 @@ def test_the_picture_is_seen_as_it_was_fitted(base):
     assert seen["crop"].getpixel((62, 32)) == (255, 0, 0)  # the blue part is cut off
     assert seen["pad"].getpixel((62, 32))[2] > 200
     assert seen["pad"].getpixel((32, 2)) not in ((255, 0, 0), (0, 0, 255))
+
+
+def test_pictures_may_be_given_in_any_way(base, tmp_path):
+    predictor = Predictor(base.model, Collator.of(base.reader))
+    SCENE.save(tmp_path / "scene.png")
+    pixels = np.asarray(SCENE)
+    given = [
+        tmp_path / "scene.png",
+        str(tmp_path / "scene.png"),
+        Image.open(tmp_path / "scene.png"),
+        pixels,
+        pixels / 255.0,
+        np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]),
+        SCENE.convert("RGBA"),
+    ]
+    options = ["Red.", "Blue."]
+    wanted = predictor.choose(SCENE, QUESTION, options)
+    assert [predictor.choose(image, QUESTION, options) for image in given] == [wanted] * len(given)
+    grey = np.asarray(SCENE.convert("L"))
+    assert predictor.choose(grey, QUESTION, options) == predictor.choose(
+        grey[..., None], QUESTION, np.array(options)
+    )
+    assert predictor.choose(None, QUESTION, options) != wanted
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "choices", "why"),
+    [
+        (None, QUESTION, "Red", r"the choices are 'Red': give a list of texts"),
+        (None, QUESTION, None, "the choices are None: give a list"),
+        (None, QUESTION, {"Red", "Blue"}, "give a list"),
+        (None, QUESTION, {"A": "Red", "B": "Blue"}, "give a list"),
+        (None, QUESTION, ["Red", 7], "choice 2 is 7, not a text"),
+        (None, QUESTION, [None, "Red"], "choice 1 is None, not a text"),
+        (None, None, ["Red", "Blue"], "the question is None, not a text"),
+        ("nowhere.png", QUESTION, ["Red", "Blue"], r"nowhere\.png: no such file"),
+        (np.full((2, 2, 3), 99.0), QUESTION, ["Red", "Blue"], "does not lie within 0 and 1"),
+        (7, QUESTION, ["Red", "Blue"], "a int is no picture: give a path"),
+    ],
+)
+def test_what_cannot_be_chosen_from(base, image, question, choices, why):
+    with pytest.raises(UserError, match=why):
+        Predictor(base.model, Collator.of(base.reader)).choose(image, question, choices)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers(base, number):
+    """In every way of reading an answer, a stream's first token included."""
+    row = Collator.of(base.reader).letter_ids[0]
+    with torch.no_grad():
+        kept = base.model.lm_head.weight[row].clone()
+        base.model.lm_head.weight[row] = number
+    try:
+        for scoring in SCORINGS:
+            predictor = make_predictor(scoring, base.model, Collator.of(base.reader), 3)
+            with pytest.raises(NotFinite, match="the model's logits are not finite"):
+                predictor.choose(SCENE, QUESTION, ["Red.", "Blue."])
+        for temperature in (0.0, 1.0):
+            with pytest.raises(NotFinite, match="the model's logits are not finite"):
+                stream(Predictor(base.model, Collator.of(base.reader)), temperature=temperature)
+    finally:
+        with torch.no_grad():
+            base.model.lm_head.weight[row] = kept
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324])
+def test_the_smallest_temperatures_say_the_likeliest(base, temperature):
+    predictor = Predictor(base.model, Collator.of(base.reader))
+    assert stream(predictor, temperature=temperature) == stream(predictor)

@@ -165,6 +165,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(base):
 
 
 def test_trains_without_the_optional_packages(base, tmp_path):
+    """And without a warning of what will change in transformers."""
     code = (
         "import sys\n"
         "for name in ('datasets', 'bitsandbytes', 'gradio', 'matplotlib', 'pyarrow'):\n"
@@ -173,12 +174,20 @@ def test_trains_without_the_optional_packages(base, tmp_path):
         "from tests.train.test_loop import examples, make_run\n"
         "from vlmoe.models.load import load_base\n"
         "from vlmoe.train.loop import train\n"
-        "run = make_run(load_base(sys.argv[1]), Path(sys.argv[2]))\n"
+        "run = make_run(load_base(sys.argv[1]), Path(sys.argv[2]), gradient_checkpointing=True)\n"
         "train(run, examples())\n"
         "print(len(run.log.rows()), 'steps')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, base.name, str(tmp_path / "bare")],
+        [
+            sys.executable,
+            "-W",
+            "error::FutureWarning",
+            "-c",
+            code,
+            base.name,
+            str(tmp_path / "bare"),
+        ],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

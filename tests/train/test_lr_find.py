@@ -109,6 +109,9 @@ def test_the_run_goes_on_with_the_suggestion(settings, tmp_path):
     assert finetune(config)
     found = json.loads((tmp_path / "run" / "lr_find.json").read_text())
     assert read_yaml(tmp_path / "run" / "config.yaml")["lr"] == found["lr"]
+    said = f"lr: {found['lr']}  # found by --lr find: {found['reason']}"
+    for name in ("config.yaml", "README.md"):
+        assert said in (tmp_path / "run" / name).read_text().splitlines()
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert first["lr"] == found["lr"]
     assert (tmp_path / "run" / "lr_find.png").stat().st_size > 5000

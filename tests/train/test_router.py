@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from vlmoe.adapter.routing import LayerRouting
-from vlmoe.train.router import draw_router, write_router
+from vlmoe.train import router
+from vlmoe.train.router import draw_router, router_map, row_name, write_router
 
 
 def layer(tower: str, number: int, share: list[float]) -> LayerRouting:
@@ -53,3 +55,29 @@ def test_the_map_shows_load_by_tower(tmp_path, monkeypatch):
     assert shown[1][0][:2] == pytest.approx([0.02, 1.98])
     assert all(value != value for value in shown[1][0][2:])  # experts that this layer lacks
     assert shown[1][1] == [1.0, 1.0, 2.0, 0.0]
+
+
+def test_every_row_has_a_name(monkeypatch):
+    from matplotlib.axes import Axes
+
+    named = []
+    set_yticks = Axes.set_yticks
+
+    def noted(self, ticks, labels=None, **options):
+        if labels is not None:
+            named.append(list(zip(ticks, labels, strict=True)))
+        return set_yticks(self, ticks, labels, **options)
+
+    monkeypatch.setattr(Axes, "set_yticks", noted)
+    assert router_map(TABLE, "a run")
+    assert named == [[(0, "0 q_proj")], [(0, "0 q_proj"), (1, "1 q_proj")]]
+    assert row_name(replace(TABLE[0], path="model.projector.linear_1")) == "linear_1"
+
+
+def test_the_map_of_many_layers_is_tall_enough_to_read(monkeypatch):
+    heights = []
+    monkeypatch.setattr(router, "png", lambda paint, width, height: heights.append(height))
+    router_map(TABLE, "a run")
+    router_map([layer("language", at, [0.5, 0.5]) for at in range(128)], "a run")
+    assert heights[0] == 6
+    assert heights[1] / 128 > 0.1  # inches

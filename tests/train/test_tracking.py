@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
+import sys
+import types
 
+import accelerate.tracking
+import accelerate.utils
 import pytest
 
 from vlmoe.errors import UserError
@@ -11,7 +16,7 @@ from vlmoe.train import trackers
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.setup import make_accelerator
 from vlmoe.train.trackers import flat
-from vlmoe.train.tracking import Log
+from vlmoe.train.tracking import Log, draw_curves
 
 
 def test_a_line_that_was_not_finished(tmp_path):
@@ -50,6 +55,66 @@ def test_a_tracker_that_is_not_there(monkeypatch):
         make_accelerator(TrainConfig(track="wandb", device="cpu"))
 
 
+LOSS = {"step": 1, "loss": 2.0, "lr": 0.1}
+ACCURACY = {"step": 1, "validation_accuracy": 0.5, "validation_ci95": [0.4, 0.6], "chance": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([LOSS], ["cross-entropy per answer token"]),
+        ([ACCURACY], ["validation accuracy (dashed: chance)"]),
+        ([LOSS, ACCURACY], ["cross-entropy per answer token",
+                            "validation accuracy (dashed: chance)"]),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_curves_have_no_empty_panel(tmp_path, monkeypatch, rows, labels):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure, *args, **options):
+        panels = [axes for axes in figure.axes if "rate" not in axes.get_ylabel()]
+        assert all(axes.lines for axes in panels)
+        drawn.append([axes.get_ylabel() for axes in panels])
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    assert draw_curves(rows, tmp_path / "curves.png", "a run")
+    assert drawn == ([] if labels is None else [labels])
+    assert (tmp_path / "curves.png").exists() == bool(rows)
+
+
+def test_wandb_writes_into_the_run_directory(tmp_path, monkeypatch):
+    """With a module in wandb's place that notes what it is told."""
+    told = []
+    stub = types.ModuleType("wandb")
+    stub.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    stub.run = types.SimpleNamespace(  # type: ignore[attr-defined]
+        log=lambda values, step=None, **more: told.append((step, values)),
+        finish=lambda: told.append("finished"),
+    )
+    stub.config = types.SimpleNamespace(update=lambda *a, **o: None)  # type: ignore[attr-defined]
+
+    def init(**options):
+        told.append(options)
+        return stub.run  # type: ignore[attr-defined]
+
+    stub.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    available = [accelerate.utils.LoggerType.WANDB]
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", available)
+    config = TrainConfig(track="wandb", device="cpu", output=str(tmp_path / "run"))
+    accelerator = make_accelerator(config)
+    track = trackers.start_tracking(accelerator, config)
+    track({"step": 3, "loss": 1.5})
+    assert told[0] == {"project": "vlmoe", "dir": str(tmp_path / "run")}
+    assert told[1] == (3, {"loss": 1.5})
+    accelerator.end_training()
+
+
 def test_tensorboard(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -70,3 +135,20 @@ def test_tensorboard(tmp_path, monkeypatch):
     sent = set(events.Tags()["scalars"])
     assert sent >= {"routing/vision/entropy", "memory_mib", "damping_retries", "data_wait"}
     assert sent >= {"tokens_per_second", "questions_per_second"}
+
+
+def test_numbers_that_are_none_are_null_and_named(tmp_path):
+    sent = []
+    log = Log(tmp_path / "log.jsonl", also=sent.append)
+    infinite = float("inf")
+    log.write(
+        {"step": 1, "gate_norm": infinite, "routing": {"vision": {"idle": infinite}}, "x": [1]}
+    )
+    log.write({"step": 2, "ci95": [0.5, float("nan")], "text": "a\u2028b"})
+    assert "Infinity" not in log.path.read_text()
+    assert log.rows() == [
+        {"step": 1, "gate_norm": None, "routing": {"vision": {"idle": None}}, "x": [1],
+         "not_finite": ["gate_norm", "routing/vision/idle"]},
+        {"step": 2, "ci95": [0.5, None], "text": "a\u2028b", "not_finite": ["ci95"]},
+    ]  # fmt: skip
+    assert flat(sent[0]) == {}

@@ -208,6 +208,38 @@ def test_questions_per_image(tmp_path, given, capsys):
     assert "must be of type int or 'all', got 'some'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["eval_questions", "test_questions"])
+def test_no_questions_all_and_some(tmp_path, name, capsys):
+    flag, file = f"--{name.replace('_', '-')}", tmp_path / "config.yaml"
+    for text, wanted in (("none", "none"), ("0", 0), ("7", 7)):
+        config, _ = from_command_line([flag, text], None)
+        assert getattr(config, name) == wanted
+        file.write_text(to_yaml(config))
+        assert build(read_yaml(file)) == config
+        file.write_text(f"{name}: {text}\n")
+        assert getattr(build(read_yaml(file)), name) == wanted
+    assert faults(**{name: "some"}) == [f"{name} must be of type int or 'none', got 'some'"]
+    assert faults(**{name: -1}) == [f"{name} must not be negative, got -1"]
+    with pytest.raises(SystemExit):
+        from_command_line([flag, "nothing"], None)
+    assert "must be of type int or 'none', got 'nothing'" in capsys.readouterr().err
+
+
+def test_other_tools_keys_in_a_file():
+    assert faults(learning_rate=1e-4, lora_alpha=8) == [
+        "unknown key 'learning_rate' (did you mean 'lr'?)",
+        "unknown key 'lora_alpha' (did you mean 'alpha'?)",
+    ]
+    assert faults(optim="adam")[0].endswith("(did you mean 'adamw'?)")
+
+
+def test_notes_are_comments():
+    config = TrainConfig(lr=0.5)
+    text = to_yaml(config, {"lr": "found: so", "max_steps": "more # than before"})
+    assert "lr: 0.5  # found: so" in text.splitlines()
+    assert build(yaml.safe_load(text)) == config
+
+
 def test_experts_that_are_no_numbers(capsys):
     with pytest.raises(SystemExit):
         from_command_line(["--experts", "2;4"], None)

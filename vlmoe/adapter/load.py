@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.sites import find_sites
 from vlmoe.errors import UserError
+from vlmoe.finite import check_finite
+from vlmoe.hub import why_not_hub
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT puts it before every key it saves
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def load_adapter(
@@ -49,14 +49,16 @@ def load_adapter(
     Raises:
         UserError: the path holds no adapter, or a damaged one, or one of another method; or its
             tensors do not fit the model (missing and unexpected names and wrong shapes are listed).
+        NotFinite: a tensor of the file holds NaN or infinity, or does in the model's dtype.
     """
     folder = find_adapter(path)
-    config = _read_config(folder)
+    config = read_config(folder)
     found = _read_shapes(folder)
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     _check_fit(folder, found, _expected_shapes(bare, config, folder))
+    check_numbers(folder)
 
     # Low memory use is also low time: no first values are worked out for what the file fills.
     options: dict[str, Any] = {"is_trainable": is_trainable, "low_cpu_mem_usage": True}
@@ -90,8 +92,8 @@ def find_adapter(path: str | Path) -> Path:
         )
     if folder.exists():
         raise UserError(f"{folder} is a file; give the directory that holds {CONFIG_FILE}")
-    if not _HUB_ID.fullmatch(str(path)):
-        raise UserError(f"there is no adapter at {path}: no such directory")
+    if fault := why_not_hub(str(path), CONFIG_FILE):
+        raise UserError(f"there is no adapter at {path}: {fault}")
     try:
         config_file = hf_hub_download(str(path), CONFIG_FILE)
         hf_hub_download(str(path), WEIGHTS_FILE)
@@ -111,13 +113,14 @@ def read_base_name(folder: Path) -> str:
     Raises:
         UserError: the adapter's config is damaged or does not name it.
     """
-    name = _read_config(folder).base_model_name_or_path
+    name = read_config(folder).base_model_name_or_path
     if not name:
         raise UserError(f"{folder / CONFIG_FILE} does not name its base: give it with --model")
     return name
 
 
-def _read_config(folder: Path) -> MoELoraConfig:
+def read_config(folder: Path) -> MoELoraConfig:
+    """The settings in an adapter's directory. Raises ``UserError`` if they are damaged."""
     file = folder / CONFIG_FILE
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -198,6 +201,23 @@ def _check_fit(
         raise UserError([f"the adapter {folder} does not fit the model: {f}" for f in faults])
 
 
+def check_numbers(folder: Path) -> None:
+    """Look through an adapter's file before anything is done with it.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+        NotFinite: a tensor holds NaN or infinity.
+    """
+    _read_shapes(folder)
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        check_finite(
+            ((key.removeprefix(_PREFIX), file.get_tensor(key)) for key in file.keys()),  # noqa: SIM118
+            f"the adapter {folder}",
+            "its training diverged, or the file is damaged: take an earlier checkpoint, or train "
+            "again with a lower --lr",
+        )
+
+
 def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
     if not names:
         return []
@@ -208,6 +228,7 @@ def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
 def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
     """Every tensor in the model equals the file's: the last word on a silent partial load."""
     wrong: list[str] = []
+    loaded: list[tuple[str, torch.Tensor]] = []
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
         unread = set(tensors.keys())
         for path, layer in adapted_layers(model.get_base_model()):
@@ -220,8 +241,10 @@ def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
                     continue
                 unread.remove(key)
                 saved = tensors.get_tensor(key).to(parameter.device, parameter.dtype)
+                loaded.append((f"{path}.{kind}", saved))
                 if not torch.equal(saved, parameter.detach()):
                     wrong.append(key)
     if wrong or unread:
         names = [key.removeprefix(_PREFIX) for key in [*wrong, *sorted(unread)]]
         raise RuntimeError(f"loading {folder} left tensors unlike the file's: {', '.join(names)}")
+    check_finite(loaded, f"the adapter {folder} in this dtype", "its numbers are too large for it")

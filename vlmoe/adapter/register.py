@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 from peft import PeftType
@@ -24,3 +25,8 @@ def register() -> None:
     PEFT_TYPE_TO_CONFIG_MAPPING[name] = MoELoraConfig
     PEFT_TYPE_TO_TUNER_MAPPING[name] = MoELoraModel
     PEFT_TYPE_TO_PREFIX_MAPPING[name] = MoELoraModel.prefix
+    # PEFT asks every model of transformers by a name that is on its way out there, and nothing that
+    # a user could do would change it.
+    warnings.filterwarnings(
+        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning, "transformers"
+    )

@@ -7,28 +7,38 @@ of its source; everything else is the same for all of them and lies here.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
 from vlmoe.data.dataset import DICTIONARY, FORMAT, IMAGES, MANIFEST, REJECTED
 from vlmoe.data.example import UNLABELLED, fault
+from vlmoe.data.lettering import LettersOutOfOrder, strip_letters
 from vlmoe.data.pictures import Picture, PictureStore
 from vlmoe.data.replace import replacing
 from vlmoe.errors import UserError
-from vlmoe.files import write_text
+from vlmoe.files import to_json, write_json, write_text
 
 SPLITS = ("train", "validation", "test")
 ALL_SPLITS = (*SPLITS, "unlabelled")
+TO_DRAW = "to draw"  # the split of a record before it is drawn
+LETTERED = "questions whose options came with letters of their own, taken off"
+NOTES_NAMED = 30  # notes of the readers that the manifest names; the rest is counted as one
 
 
 @dataclass(frozen=True)
 class Question:
-    """One usable record, as far as the reader can tell; fields as in ``Example``."""
+    """One usable record, as far as the reader can tell; fields as in ``Example``.
+
+    Attributes:
+        further: not the first that was made of its row of the source (a later turn of a
+            conversation); so for every kind of record.
+        notes: what the reader made of it that the source does not say as we do, in the same
+            words for every record like it; they are counted.
+    """
 
     id: str
     split: str
@@ -37,6 +47,8 @@ class Question:
     choices: tuple[str, ...]
     answer: int
     category: str = ""
+    further: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Rejected:
     split: str
     reason: str
     detail: str = ""
+    further: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,9 +76,13 @@ class LeftOut:
     """
 
     reason: str
+    further: bool = False
 
 
 Record = Question | Rejected | LeftOut
+
+Draw = Callable[[Sequence[Question], Sequence[str]], Sequence[str]]
+"""Usable questions and, for each, a digest of its picture's pixels ("" without one) -> splits."""
 
 
 class TooManyRejected(UserError):
@@ -104,7 +121,8 @@ def write_dataset(
     tool: str,
     seed: int | None = None,
     about: Mapping[str, Any] | None = None,
-    total: int | None = None,
+    total: int | Callable[[], int] | None = None,
+    draw: Draw | None = None,
     max_rejected: float = 0.01,
     overwrite: bool = False,
     workers: int | None = None,
@@ -123,7 +141,10 @@ def write_dataset(
         tool: what made the dataset.
         seed: that splits or options were drawn by, if any.
         about: what else the manifest should say of the source.
-        total: records there are, for the progress bar.
+        total: rows of the source by its own count, or what gives it once ``records`` are read.
+            Each must have become a record.
+        draw: gives the split of the questions that have ``TO_DRAW`` for one, so that what is
+            the same picture, in whatever file, can go to one split.
         max_rejected: largest share of records that may be unusable, from 0 to 1.
         overwrite: replace ``out`` where it holds a prepared dataset.
         workers: pictures checked at a time; None: one for each core.
@@ -136,7 +157,8 @@ def write_dataset(
         TooManyRejected: more than ``max_rejected`` of the records are unusable, or all of them
             are. What is at ``out`` stays as it was; the unusable ones are listed in
             ``OUT.rejected.jsonl`` beside it.
-        UserError: ``out`` is taken or cannot be written, or the source holds no records.
+        UserError: ``out`` is taken or cannot be written, the source holds no records, or
+            not every row of it became one.
     """
     if not 0 <= max_rejected <= 1:
         raise UserError(f"--max-rejected is a share from 0 to 1, not {max_rejected}")
@@ -145,15 +167,21 @@ def write_dataset(
     rejected: list[Rejected] = []
     try:
         with replacing(out, overwrite) as folder:
-            questions, rejected, left_out = _sort(
-                records, splits, folder / IMAGES, total=total, workers=workers
+            sorted_out = _sort(
+                records, splits, folder / IMAGES, total=total, draw=draw, workers=workers
             )
+            questions, rejected, left_out = (
+                sorted_out.questions,
+                sorted_out.rejected,
+                sorted_out.left_out,
+            )
+            counts = _account(sorted_out, total() if callable(total) else total, source)
             _refuse_too_many(questions, rejected, max_rejected, source, rejected_list(out))
             present = [split for split in splits if any(q.split == split for q in questions)]
             for split in present:
                 rows = [_row(q, out) for q in questions if q.split == split]
                 _write_split(folder / split, rows)
-            (folder / DICTIONARY).write_text(json.dumps({"splits": present}))
+            (folder / DICTIONARY).write_text(to_json({"splits": present}), encoding="utf-8")
             manifest = {
                 "format": FORMAT,
                 "tool": tool,
@@ -161,6 +189,7 @@ def write_dataset(
                 "source": source,
                 "seed": seed,
                 **(about or {}),
+                "records": counts,
                 "splits": {split: _counts(questions, split) for split in present},
                 "rejected": {
                     "total": len(rejected),
@@ -170,8 +199,8 @@ def write_dataset(
                 "left_out": dict(left_out),
                 "notes": _notes(questions),
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            (folder / REJECTED).write_text(_lines(rejected))
+            write_json(folder / MANIFEST, manifest)
+            (folder / REJECTED).write_text(_lines(rejected), encoding="utf-8")
     except TooManyRejected:
         rejected_list(out).parent.mkdir(parents=True, exist_ok=True)
         write_text(rejected_list(out), _lines(rejected))
@@ -188,46 +217,109 @@ def rejected_list(out: Path) -> Path:
 # --- checking -------------------------------------------------------------------------------
 
 
+@dataclass
+class _Sorted:
+    """Every record of a source, by what became of it; ``rows`` of the source they come from."""
+
+    questions: list[Question] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+
+
 def _sort(
     records: Iterable[Record],
     splits: Sequence[str],
     images: Path,
     *,
-    total: int | None,
+    total: int | Callable[[], int] | None,
+    draw: Draw | None,
     workers: int | None,
-) -> tuple[list[Question], list[Rejected], Counter[str]]:
+) -> _Sorted:
     """Which records can be used, in their order; their pictures are stored in ``images``."""
     from tqdm import tqdm
 
     seen: set[str] = set()
     checked: list[Question | Rejected] = []
-    left_out: Counter[str] = Counter()
-    with PictureStore(images, workers) as pictures:
-        for record in tqdm(records, total=total, desc="prepare", unit=" questions", disable=None):
+    found = _Sorted()
+    files: dict[str, str] = {}  # of pictures that are named by something else
+    names = splits if draw is None else (*splits, TO_DRAW)
+    rows = None if callable(total) else total
+    with PictureStore(images, workers, digests=draw is not None) as pictures:
+        for record in tqdm(records, total=rows, desc="prepare", unit=" questions", disable=None):
+            found.rows += not record.further
             if isinstance(record, LeftOut):
-                left_out[record.reason] += 1
+                found.left_out[record.reason] += 1
                 continue
             if isinstance(record, Question):
-                reason = "id met before" if record.id in seen else _record_fault(record, splits)
+                record = _unlettered(record)
+            if isinstance(record, Question):
+                reason = "id met before" if record.id in seen else _record_fault(record, names)
                 if reason:
-                    record = Rejected(record.id, record.split, reason)
+                    record = Rejected(record.id, record.split, reason, further=record.further)
                 elif record.picture is not None:
                     pictures.add(record.picture)
+                    if record.picture.by_content and isinstance(record.picture.source, Path):
+                        files.setdefault(record.picture.name, str(record.picture.source))
                     record = replace(record, picture=record.picture.stored())
             seen.add(record.id)
             checked.append(record)
 
-        def judge(record: Question | Rejected) -> Question | Rejected:
-            if isinstance(record, Rejected) or record.picture is None:
-                return record
-            name = record.picture.name
-            reason = pictures.fault(name)
-            return Rejected(record.id, record.split, reason, name) if reason else record
-
-        checked = [judge(record) for record in checked]
+        for record in checked:
+            if isinstance(record, Question) and record.picture is not None:
+                name = record.picture.name
+                if reason := pictures.fault(name):
+                    record = Rejected(record.id, record.split, reason, files.get(name, name))
+            if isinstance(record, Question):
+                found.questions.append(record)
+            else:
+                found.rejected.append(record)
         pictures.sweep()
-    questions = [record for record in checked if isinstance(record, Question)]
-    return questions, [record for record in checked if isinstance(record, Rejected)], left_out
+        if draw is not None:
+            found.questions = _drawn(found.questions, pictures, draw)
+    return found
+
+
+def _drawn(questions: list[Question], pictures: PictureStore, draw: Draw) -> list[Question]:
+    """The questions, those without a split with the drawn one."""
+    open_ones = [question for question in questions if question.split == TO_DRAW]
+    digests = [pictures.digest(one.picture.name) if one.picture else "" for one in open_ones]
+    splits = iter(draw(open_ones, digests))
+    return [
+        replace(question, split=next(splits)) if question.split == TO_DRAW else question
+        for question in questions
+    ]
+
+
+def _unlettered(record: Question) -> Question | Rejected:
+    """The question with options that carry no letters: they are shown with letters of ours."""
+    try:
+        plain = strip_letters(record.choices)
+    except LettersOutOfOrder:
+        reason = "the options begin with letters in another order than A, B, ..."
+        return Rejected(record.id, record.split, reason, further=record.further)
+    if plain is None:
+        return record
+    return replace(record, choices=plain, notes=(*record.notes, LETTERED))
+
+
+def _account(found: _Sorted, total: int | None, source: str) -> dict[str, int]:
+    """How many rows the source has, and what became of each.
+
+    Raises:
+        UserError: the sum is wrong. No reader may lose a row, and no row may become two.
+    """
+    if total is not None and total != found.rows:
+        raise UserError(
+            f"{source} has {total} rows, but {found.rows} were read: nothing was written, because "
+            "some would be lost; the file may have changed meanwhile"
+        )
+    counts = {
+        "prepared": len(found.questions),
+        "rejected": len(found.rejected),
+        "left_out": found.left_out.total(),
+    }
+    return {"source": found.rows, "read": sum(counts.values()), **counts}
 
 
 def _record_fault(record: Question, splits: Sequence[str]) -> str | None:
@@ -277,7 +369,9 @@ def _line(record: Rejected) -> str:
 
 
 def _lines(rejected: Sequence[Rejected]) -> str:
-    return "".join(json.dumps(vars(record)) + "\n" for record in rejected)
+    fields = ("id", "split", "reason", "detail")
+    rows = ({name: getattr(record, name) for name in fields} for record in rejected)
+    return "".join(to_json(row) + "\n" for row in rows)
 
 
 # --- what is written ------------------------------------------------------------------------
@@ -334,7 +428,7 @@ def _write_split(folder: Path, rows: list[dict[str, Any]]) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=2))
+    (folder / "state.json").write_text(to_json(state, indent=2), encoding="utf-8")
     DatasetInfo(features=features).write_to_directory(str(folder))
 
 
@@ -351,7 +445,9 @@ def _notes(questions: Sequence[Question]) -> dict[str, int]:
     """What was kept as it came, but a reader of an accuracy should know."""
     repeated = answer_repeated = unlabelled = 0
     places: dict[str, set[str]] = {}
+    noted: Counter[str] = Counter()
     for question in questions:
+        noted.update(set(question.notes))
         plain = [choice.strip().casefold() for choice in question.choices]
         repeated += len(set(plain)) < len(plain)
         if question.answer != UNLABELLED:
@@ -365,4 +461,12 @@ def _notes(questions: Sequence[Question]) -> dict[str, int]:
         "questions where a wrong option repeats the right one": answer_repeated,
         "questions without an answer": unlabelled,
         "pictures in more than one split": sum(len(splits) > 1 for splits in places.values()),
+        **_named(noted),
     }
+
+
+def _named(noted: Counter[str]) -> dict[str, int]:
+    """The most frequent notes, in an order that is always the same, and how many more there are."""
+    ranked = sorted(noted.items(), key=lambda pair: (-pair[1], pair[0]))
+    named, rest = ranked[:NOTES_NAMED], ranked[NOTES_NAMED:]
+    return dict(named) | ({"further notes of other kinds": sum(n for _, n in rest)} if rest else {})

@@ -27,6 +27,7 @@ from vlmoe.train.directory import settings_of
 from vlmoe.train.runs import BASE
 
 Result = TypeVar("Result")
+COLDEST = 0.01  # logits divided by less may be infinite, which is no distribution
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,10 @@ class Engine:
         """
         predictor = self._predictor(name)
         turns = self.limits.conversation(turns)
-        if not 0 <= temperature <= 2:
-            raise UserError("The temperature must lie between 0 and 2.")
+        if temperature and not COLDEST <= temperature <= 2:
+            raise UserError(
+                f"The temperature must lie between 0 and 2, and not below {COLDEST} unless it is 0."
+            )
         if not 1 <= max_new_tokens <= self.limits.new_tokens:
             raise UserError(f"The length must lie between 1 and {self.limits.new_tokens} tokens.")
         batch = predictor.collator.talking(picture, turns, int(max_new_tokens))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 
 from vlmoe.adapter.routing import LayerRouting, TokenRouting
 from vlmoe.demo import drawing, markup
+from vlmoe.files import to_json
 from vlmoe.tasks.predict import Experts
 from vlmoe.train.router import router_map
 
@@ -81,7 +81,7 @@ def downloads(experts: Experts, drawn: Mapping[str, bytes], adapter: str, model:
         markup.download(png, f"experts-{tower}.png", "image/png", f"Map of the {tower} tower (PNG)")
         for tower, png in drawn.items()
     ]
-    text = json.dumps(record(experts, adapter, model), ensure_ascii=False)
+    text = to_json(record(experts, adapter, model))
     links.append(
         markup.download(text.encode(), "experts.json", "application/json", "Everything (JSON)")
     )

@@ -42,14 +42,19 @@ class Limits:
     waiting: int = 10
     keep_seconds: int = 600
 
+    @property
+    def no_upload(self) -> str:
+        """The answer to every path that is not the asker's, whatever there is at it."""
+        return (
+            "The picture is not among your uploads, which are removed "
+            f"{self.keep_seconds} seconds after their last use: upload it again."
+        )
+
     def picture(self, path: str | Path) -> Image.Image:
         """Decode an uploaded picture. Raises ``UserError`` if it is too large or none."""
         file = Path(path)
         if not file.is_file():
-            raise UserError(
-                "The picture is no longer on the server, where uploads are removed "
-                f"{self.keep_seconds} seconds after their last use: upload it again."
-            )
+            raise UserError(self.no_upload)
         if file.stat().st_size > self.upload_mb * 1_000_000:
             raise UserError(f"The picture's file is larger than {self.upload_mb} MB: shrink it.")
         try:
@@ -67,6 +72,7 @@ class Limits:
                 f"The question has {len(question):,} characters, at most {self.question:,} are "
                 "taken: shorten it."
             )
+        _check_written(question)
         if wrong := question_fault(question):
             raise UserError(f"The question cannot be asked: {wrong}.")
         return question
@@ -83,6 +89,8 @@ class Limits:
                 f"The conversation has {length:,} characters, at most {self.talk:,} are taken: "
                 "begin a new one."
             )
+        for turn in turns[:-1]:
+            _check_written(turn.answer)
         return [Turn(self.asked(turn.question), turn.answer) for turn in turns]
 
     def options(self, given: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -100,9 +108,20 @@ class Limits:
                 f"There {'is 1 option' if len(options) == 1 else f'are {len(options)} options'}: "
                 f"give {FEWEST_OPTIONS} to {MOST_OPTIONS}, one a line."
             )
+        _check_written("".join(options))
         longest = max(map(len, options))
         if longest > self.option:
             raise UserError(
                 f"An option has {longest:,} characters, at most {self.option:,} are taken."
             )
         return options
+
+
+def _check_written(text: str) -> None:
+    """Raise ``UserError`` for half a character, which no tokenizer and no answer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "The text holds half a character (a lone surrogate): leave it out."
+        ) from None

@@ -7,15 +7,24 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from vlmoe.adapter.load import find_adapter
 from vlmoe.choices import DTYPES, QUANTIZE
 from vlmoe.data.mix import Mixture, load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.demo.engine import Engine
+from vlmoe.demo.guard.connections import Places
+from vlmoe.demo.guard.headers import SafeHeaders
+from vlmoe.demo.guard.hosts import LOOPBACK, Hosts, believed, name_of, network, own_names
+from vlmoe.demo.guard.refusals import Refusals
+from vlmoe.demo.guard.store import Store
 from vlmoe.demo.limits import Limits
-from vlmoe.demo.uploads import BodyLimit, removed_in_time
+from vlmoe.demo.server import bound, served
+from vlmoe.demo.stack import SURROUNDINGS_MB, application, guarded, public_link
+from vlmoe.demo.uploads import removed_in_time
 from vlmoe.errors import UserError
+from vlmoe.flags import Parser
 from vlmoe.models.load import resolve_device
 from vlmoe.train.runs import NONE, common_base, name_adapters
 
@@ -26,9 +35,7 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The flags of ``demo/app.py``."""
     usual = Limits()
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument(
         "--adapter",
         nargs="+",
@@ -55,12 +62,32 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         metavar="USER:PASSWORD_FILE",
         help="ask for this name and for the password on the first line of the file",
     )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which the page is called, such as demo.example.org; may be repeated "
+        "(always: localhost and the address of --host)",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy, or a network of them, whose X-Forwarded-For, -Host and -Proto are believed; "
+        "may be repeated (default: none)",
+    )
     numbers = {
         "queue": (usual.waiting, "requests that may wait; more are turned away"),
         "time-limit": (usual.seconds, "seconds for one answer"),
         "max-new-tokens": (usual.new_tokens, "longest answer, in tokens"),
         "max-upload-mb": (usual.upload_mb, "largest file of a picture"),
         "max-megapixels": (usual.megapixels, "largest picture"),
+        "max-uploads-mb": (200, "megabytes of all uploads together; then new ones are refused"),
+        "max-client-mb": (50, "megabytes of one address; then its oldest go"),
+        "read-timeout": (10.0, "seconds that a request may keep silent before it is whole"),
+        "max-connections": (400, "open connections, a quarter of them from one address"),
         "keep-uploads": (usual.keep_seconds, "seconds an upload stays after its last use"),
     }
     for name, (value, text) in numbers.items():
@@ -73,6 +100,13 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
     ]
     if args.port is not None and not 0 < args.port < 65536:
         faults.append("--port must lie between 1 and 65535")
+    faults += [
+        f"--allowed-host {one!r} is no host: give a name such as demo.example.org"
+        for one in args.allowed_host
+        if not name_of(one) or set(one) & set("/ @?#")
+    ]
+    if args.max_client_mb < args.max_upload_mb + SURROUNDINGS_MB:
+        faults.append(f"--max-client-mb must be {args.max_upload_mb + SURROUNDINGS_MB} at least")
     if faults:
         raise UserError(faults)
     return args
@@ -140,11 +174,21 @@ def read_auth(given: str | None) -> tuple[str, str] | None:
     return user, lines[0].strip()
 
 
+def store_of(args: argparse.Namespace, folder: Path) -> Store:
+    """Where uploads are kept, as the flags bound it."""
+    return Store(
+        folder,
+        most=args.max_uploads_mb * 1_000_000,
+        each=args.max_client_mb * 1_000_000,
+        keep=args.keep_uploads,
+    )
+
+
 def serve(
     page: gr.Blocks,
     engine: Engine,
     args: argparse.Namespace,
-    uploads: Path,
+    store: Store,
     looks: dict[str, Any],
 ) -> None:
     """Open the page, load the model while it is up already, and stay until interrupted.
@@ -153,46 +197,45 @@ def serve(
         page: the page.
         engine: what answers on it; not loaded yet.
         args: as ``parse`` gives them.
-        uploads: the folder that Gradio keeps files in.
+        store: what visitors send.
         looks: theme and style.
 
     Raises:
         UserError: the password file, the port, or what is loaded is at fault.
     """
-    from starlette.middleware import Middleware  # comes with Gradio
-
     auth = read_auth(args.auth)
     if auth is None and (args.share or args.host not in ("127.0.0.1", "localhost", "::1")):
         print("warning: whoever reaches the address can use the model; --auth asks for a name")
+    proxies = [network(one) for one in args.trusted_proxy]
+    names, own_addresses = own_names(args.host)
+    names |= {name_of(one) for one in args.allowed_host}
+    secure: set[str] = set()  # grows with the public link
+
     page.queue(max_size=args.queue, default_concurrency_limit=1, api_open=False)
-    try:
-        page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=args.share,
-            auth=auth,
-            max_file_size=args.max_upload_mb * 1_000_000,
-            prevent_thread_lock=True,
-            state_session_capacity=100,
-            ssr_mode=False,
-            enable_monitoring=False,
-            quiet=True,
-            _frontend=False,  # else it gives up where a busy machine takes 3 s to show the page
-            # A request carries one picture, and little else.
-            app_kwargs={
-                "middleware": [Middleware(BodyLimit, most=(args.max_upload_mb + 2) * 1_000_000)]
-            },
-            **looks,
-        )
-    except OSError as error:
-        raise UserError(f"cannot open the page: {error}; give another --port or --host") from error
-    print(f"vlmoe demo on {page.local_url}", flush=True)
-    if page.share_url:
-        print(f"public link: {page.share_url}", flush=True)
-    try:
-        with removed_in_time(uploads, args.keep_uploads):
-            engine.load()
-            print(engine.status, flush=True)
-            threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+    inner, user = application(page, auth, args.max_upload_mb * 1_000_000, looks)
+    app = guarded(inner, page, store, args, user if auth else None)
+    app = Hosts(app, names, own_addresses=own_addresses, proxies=proxies, secure=secure)
+    app = SafeHeaders(Refusals(app), scripts="'unsafe-eval'")  # Gradio's HTML is a template
+    connections = Places(
+        args.max_connections,
+        max(args.max_connections // 4, 1),
+        # A proxy, or the tunnel of the public link, stands for all who come through it.
+        lambda who: believed(who, proxies) or (args.share and who in LOOPBACK),
+    )
+    with (
+        bound(args.host, args.port) as (listening, url),
+        served(app, listening, connections=connections, patience=args.read_timeout),
+    ):
+        try:
+            print(f"vlmoe demo on {url}", flush=True)
+            if args.share:
+                public = public_link(listening)
+                secure.add(name_of(urlsplit(public).netloc))
+                names |= secure
+                print(f"public link: {public}", flush=True)
+            with removed_in_time(store.folder, args.keep_uploads):
+                engine.load()
+                print(engine.status, flush=True)
+                threading.Event().wait()
+        finally:
+            page.close(verbose=False)

@@ -1,4 +1,4 @@
-"""What visitors send: kept in a folder of our own for a while, and only so much at once."""
+"""What visitors send lies in a folder of our own, for a while."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 @contextmanager
@@ -26,6 +21,7 @@ def private_uploads() -> Iterator[Path]:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         with tempfile.TemporaryDirectory(prefix="vlmoe-demo-") as folder:
+            folder = os.path.realpath(folder)  # as paths are compared with
             os.environ["GRADIO_TEMP_DIR"] = folder
             yield Path(folder)
     finally:
@@ -61,31 +57,3 @@ def removed_in_time(folder: Path, seconds: float) -> Iterator[None]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-class BodyLimit:
-    """Cuts off a request whose body is larger than ``most`` bytes, before it is read to its end.
-
-    Gradio bounds each file of an upload, not their number, nor what other requests hold.
-    """
-
-    def __init__(self, app: Callable[..., Awaitable[None]], most: int):
-        self.app = app
-        self.most = most
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        from starlette.exceptions import HTTPException  # Starlette comes with Gradio
-        from starlette.requests import ClientDisconnect
-
-        left = self.most
-
-        async def counted() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body") or b"")
-            if left < 0:
-                raise HTTPException(413, f"a request may hold {self.most:,} bytes at most")
-            return message
-
-        with suppress(ClientDisconnect):  # who hangs up midway is no fault of the server's
-            await self.app(scope, counted if scope["type"] == "http" else receive, send)

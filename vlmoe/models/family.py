@@ -138,16 +138,20 @@ class Family(Protocol):
         """A picture's tokens, and random ``pixels`` of so many; empty if it sees none."""
 
 
-def family_of(config: PretrainedConfig, name: str = "") -> Family:
-    """The family of a model, from its config.
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a model, from its config."""
+    return family_of_kind(config.model_type)
+
+
+def family_of_kind(kind: str, name: str = "the model") -> Family:
+    """The family that models of a ``model_type`` belong to.
 
     Raises:
-        UserError: it belongs to none.
+        UserError: there is none; it calls the model ``name``.
     """
-    kind = config.model_type
     if kind not in FAMILIES:
         raise UserError(
-            f"{name or 'the model'} is a {kind!r} model, which vlmoe does not know: it adapts "
+            f"{name} is a {kind!r} model, which vlmoe does not know: it adapts "
             f"models of type {', '.join(sorted(FAMILIES))}"
         )
     module, _, attribute = FAMILIES[kind].partition(":")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from vlmoe.choices import DEFAULT_MODEL, DTYPES, QUANTIZE
 from vlmoe.errors import UserError
-from vlmoe.models.family import Reader, family_of
-
-TINY = "tiny"
+from vlmoe.finite import check_finite
+from vlmoe.flags import hint
+from vlmoe.hub import why_not_hub
+from vlmoe.models.family import Reader, family_of, family_of_kind
+from vlmoe.models.faults import CONFIG, TINY, check_kind, check_weights, no_model, reading
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def load_base(
     Raises:
         UserError: what ``name`` points to is missing, broken, or of no known family; or
             bitsandbytes is needed and not installed.
+        NotFinite: a weight that is not quantized holds NaN or infinity.
     """
     if quantize not in QUANTIZE:
         raise UserError(f"unknown quantization {quantize!r}: choose from {', '.join(QUANTIZE)}")
@@ -67,29 +70,33 @@ def load_base(
     torch_dtype = resolve_dtype(dtype, device)
     source = _source(name)
     hide_bars_from_logs()
-    try:
-        reader = _read(name, source)
-        family = family_of(reader.config)
-        options: dict[str, Any] = {"dtype": torch_dtype}
-        if quantize != "none":
-            kept = list(family.unquantized)
-            options["quantization_config"] = _bitsandbytes(quantize, torch_dtype, kept)
-            options["device_map"] = {"": device}
+    reader = _read(name, source)
+    family = family_of(reader.config)
+    options: dict[str, Any] = {"dtype": torch_dtype}
+    if quantize != "none":
+        options["quantization_config"] = _bitsandbytes(
+            quantize, torch_dtype, list(family.unquantized)
+        )
+        options["device_map"] = {"": device}
+    with reading(name, "weights"), _no_report():
         loaded: Any = family.auto.from_pretrained(
-            source, config=reader.config, output_loading_info=True, **options
+            source,
+            config=reader.config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the next line looks at them
+            **options,
         )
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise UserError(_cannot_load(name, error)) from error
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would make them up
-        raise UserError(
-            f"the model {name} lacks {len(missing)} weights, among them {', '.join(missing[:3])}: "
-            "download it again"
-        )
+    check_weights(name, report)
     if quantize == "4bit" and device.type == "cpu":
         _keep_packing(model)
     if quantize == "none":
         model.to(device)
+    check_finite(
+        model.named_parameters(),
+        f"the model {name} in {str(torch_dtype).removeprefix('torch.')}",
+        "download it again, or take another --dtype (fp16 ends at 65504)",
+    )
     # By hand: peft's prepare_model_for_kbit_training also raises the rest to float32.
     model.requires_grad_(False)
     model.eval()
@@ -104,20 +111,36 @@ def load_reader(name: str) -> Reader:
     Raises:
         UserError: as ``load_base``, as far as config, tokenizer and processor are concerned.
     """
-    source = _source(name)
-    try:
-        return _read(name, source)
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(_cannot_load(name, error)) from error
+    return _read(name, _source(name))
 
 
 def _read(name: str, source: str) -> Reader:
-    config = AutoConfig.from_pretrained(source)
-    reader = family_of(config, name).reader(source, config)
-    tokenizer = reader.tokenizer
+    with reading(name, "config"):
+        values, _ = PretrainedConfig.get_config_dict(source)
+        check_kind(name, values)
+        family = family_of_kind(values["model_type"], name)
+        config = AutoConfig.from_pretrained(source)
+    reader = family.reader(source, config)
+    tokenizer, words = reader.tokenizer, config.get_text_config().vocab_size
+    if len(tokenizer) > words:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {words}: tokenizer and model do "
+            "not belong together"
+        )
     if tokenizer.pad_token_id is None:  # padding is told by its place, never by its token
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return reader
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' table of weights that do not fit: ours is an error."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -144,6 +167,16 @@ def hide_bars_from_logs() -> None:
         logging.disable_progress_bar()
 
 
+def checkpoint_activations(model: Any, on: bool = True) -> None:
+    """Have a model compute its activations twice instead of keeping them; or no longer."""
+    # Older versions of transformers know it by another name, which newer ones warn of.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bf16 on a GPU and fp32 on the CPU. Raises ``UserError`` on an unknown name."""
     if dtype == "auto":
@@ -158,23 +191,15 @@ def _source(name: str) -> str:
         return str(Path(__file__).parent / "tiny")
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{name} holds no config.json: not a model in transformers format")
+        if fault := no_model(path):
+            raise UserError(fault)
         return str(path)
-    if path.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise UserError(f"no model directory at {name}")
+    if path.exists():
+        raise UserError(f"no model directory at {name}: it is a file, give the folder it lies in")
+    if fault := why_not_hub(name, CONFIG):
+        near = hint(name, [TINY, DEFAULT_MODEL])
+        raise UserError(f"no model directory at {name}: {fault}{near}")
     return name
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    if Path(name).expanduser().is_dir():
-        return f"cannot read the model in {name}: {str(error).splitlines()[0]}"
-    return (
-        f"cannot get the model {name!r} from the hub (no network, no such model, or no access) "
-        "and it is not in the local cache. On a machine with network run "
-        f"`hf download {name} --local-dir DIR`, then pass `--model DIR`; "
-        "or try everything without a download: `--model tiny`"
-    )
 
 
 def _bitsandbytes(quantize: str, compute: torch.dtype, kept: list[str]) -> BitsAndBytesConfig:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmoe.choices import NONE
 from vlmoe.errors import UserError
 from vlmoe.optim.families import Family, parse
 from vlmoe.train.config import TrainConfig, build
@@ -229,6 +230,10 @@ def _faults(study: Study) -> Iterator[str]:
             if study.lr is not None and not config.eval_steps:
                 yield f"{contender}, {condition}: eval_steps 0 leaves no validation to choose lr by"
                 return
+            for key, needed in (("test_questions", True), ("eval_questions", study.lr is not None)):
+                if needed and getattr(config, key) == NONE:
+                    yield f"{contender}, {condition}: {key} {NONE} leaves nothing to compare by"
+                    return
     dtypes = {config.dtype for config in study._configs()}
     if "fp16" in dtypes and len(dtypes) > 1:
         yield "fp16 is for all runs of a study or for none: accelerate takes one way for a process"

@@ -14,7 +14,7 @@ import yaml
 from vlmoe.data.dataset import read_manifest
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import Busy, Diverged, UserError
-from vlmoe.files import write_text, writing
+from vlmoe.files import to_json, write_text, writing
 from vlmoe.study.plan import CELLS, Cell, Study
 from vlmoe.study.results import best_rate, check_settings, mark_diverged, read
 from vlmoe.train.lock import RunLock
@@ -33,7 +33,7 @@ def begin(study: Study, folder: Path) -> None:
     """
     with writing(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        asked = json.loads(json.dumps(asdict(study)))
+        asked = json.loads(to_json(asdict(study)))
         write_text(folder / ASKED, yaml.safe_dump(asked, sort_keys=False))
 
 

@@ -274,7 +274,7 @@ class _Shown:
                 self.which.append([])
                 continue
             if id(picture) not in known:  # the same object needs no look at its pixels
-                content = picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()
+                content = picture.mode, picture.size, _digest(picture)
                 if content not in known:
                     known[content] = len(self.pictures)
                     self.pictures.append(picture)
@@ -301,3 +301,12 @@ class _Shown:
 
 def _size(picture: Image.Image) -> Size:
     return Size(picture.height, picture.width)
+
+
+def _digest(picture: Image.Image, rows: int = 256) -> bytes:
+    """A hash of the pixels, a band of rows at a time: a large picture is not copied whole."""
+    digest = hashlib.sha256()
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        digest.update(band.tobytes())
+    return digest.digest()

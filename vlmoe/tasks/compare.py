@@ -32,6 +32,7 @@ class Comparison:
         p: McNemar's exact, two-sided: how likely so uneven a change is, or a more uneven one, if
             neither is better.
         unlabelled: questions without an answer; they do not count.
+        unanswered: questions that could not be answered under A and under B, which is wrong.
         changed: a row for every question whose chosen option says something else under B.
     """
 
@@ -43,6 +44,7 @@ class Comparison:
     ci95: tuple[float, float]
     p: float
     unlabelled: int
+    unanswered: tuple[int, int]
     changed: list[dict[str, Any]]
 
     @property
@@ -53,7 +55,7 @@ class Comparison:
     def numbers(self) -> dict[str, Any]:
         """All but the list, for a file."""
         rows = asdict(self) | {"n": self.n, "changed": len(self.changed)}
-        return rows | {"ci95": list(self.ci95)}
+        return rows | {"ci95": list(self.ci95), "unanswered": list(self.unanswered)}
 
 
 def read_predictions(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -140,6 +142,7 @@ def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) ->
         paired_interval(both, only_b, only_a, neither),
         mcnemar(only_a, only_b),
         len(a) - len(labelled),
+        (_unanswered(a), _unanswered(b)),
         [row for name in a if (row := _change(a[name], b[name]))],
     )
 
@@ -197,6 +200,10 @@ def comparison_text(found: Comparison, names: Sequence[str], shown: int) -> str:
     ]
     if found.unlabelled:
         lines.append(f"{found.unlabelled} questions without an answer do not count")
+    if any(found.unanswered):
+        lines.append(
+            f"not answered, which is wrong: {found.unanswered[0]} in A, {found.unanswered[1]} in B"
+        )
     lines.append(f"{len(found.changed)} answers changed")
     lines += [
         f"  {row['id']}: {row['question']!r} {row['a']!r} -> {row['b']!r} ({row['change']})"
@@ -258,6 +265,10 @@ def _change(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any] | None:
         "b": said_b,
         "change": change,
     }
+
+
+def _unanswered(rows: Mapping[str, dict[str, Any]]) -> int:
+    return sum(bool(row.get("unanswered")) for row in rows.values())
 
 
 def _said(row: dict[str, Any]) -> str | None:

@@ -46,8 +46,9 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
         ``accuracy_circular``, ``ci95_circular`` and ``chance_circular``; ``by_category`` (the
         same for each); ``by_dataset`` likewise, if the questions come from several; ``by_group``
         if there are groups: of each ``over_samples`` (the same, every question weighs the same)
-        and ``over_categories`` (accuracies, every category weighs the same); and ``unparsed``, the
-        number of answers that name no option.
+        and ``over_categories`` (accuracies, every category weighs the same); ``unparsed``, the
+        number of answers that name no option; and ``unanswered``, the number of questions that
+        could not be put to the model. Both are wrong.
 
     Raises:
         ValueError: no question has an answer.
@@ -58,7 +59,10 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
     numbers = {
         **_summary(labelled),
         "by_category": _by(labelled, lambda example: example.category),
-        "unparsed": sum(item.prediction.choice is None for item in labelled),
+        "unparsed": sum(
+            item.prediction.choice is None and not item.unanswered for item in labelled
+        ),
+        "unanswered": sum(bool(item.unanswered) for item in labelled),
     }
     by_dataset = _by(labelled, lambda example: example.dataset)
     if len(by_dataset) > 1:
@@ -156,6 +160,8 @@ def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
 
 def _evidence(prediction: Prediction) -> dict[str, Any]:
     """What the prediction was read off."""
+    if prediction.fault is not None:
+        return {"unanswered": prediction.fault}
     if prediction.text is not None:
         return {"text": prediction.text}
     name = "scores" if prediction.scores else "probabilities"
@@ -171,7 +177,7 @@ def _rotations(item: Scored) -> dict[str, Any]:
 def submission_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
     """What ``submission.jsonl`` holds: a letter for each question whose answer is not known.
 
-    It is null where the model's words named no option.
+    It is null where the model's words named no option, and where the question could not be asked.
     """
     return [
         {
@@ -181,6 +187,16 @@ def submission_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
         for item in scored
         if item.correct is None
     ]
+
+
+def unanswered_lines(scored: Sequence[Scored], shown: int = 5) -> list[str]:
+    """How many questions could not be answered, and the first of them with the reasons."""
+    faulty = [item for item in scored if item.unanswered]
+    if not faulty:
+        return []
+    lines = [f"{len(faulty)} of {len(scored)} questions could not be answered, which is wrong:"]
+    lines += [f"  {item.example.id}: {item.unanswered}" for item in faulty[:shown]]
+    return [*lines, f"  and {len(faulty) - shown} more"] if len(faulty) > shown else lines
 
 
 def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, Any] | None) -> None:

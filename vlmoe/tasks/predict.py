@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,9 @@ from torch import nn
 
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, TokenRouting
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
+from vlmoe.data.image import Source, load_rgb
 from vlmoe.errors import UserError
+from vlmoe.finite import NO_NUMBERS, NotFinite
 from vlmoe.models.family import Patches
 from vlmoe.models.forward import logits_at
 from vlmoe.tasks.collator import Collator
@@ -34,18 +36,21 @@ class Prediction:
         probabilities: of each option's letter, normalised over the options there are.
         scores: mean log-likelihood of a token of each option's text.
         text: what the model said.
+        fault: why there is no answer, if there is none; then ``choice`` is None and the others are
+            empty.
     """
 
     choice: int | None
     probabilities: tuple[float, ...] = ()
     scores: tuple[float, ...] = ()
     text: str | None = None
+    fault: str | None = None
 
     @property
     def letter(self) -> str:
         """The chosen option's letter. Raises ``ValueError`` if none was chosen."""
         if self.choice is None:
-            raise ValueError(f"no option was chosen by {self.text!r}")
+            raise ValueError(self.fault or f"no option was chosen by {self.text!r}")
         return LETTERS[self.choice]
 
 
@@ -114,30 +119,52 @@ class Predictor:
         """Makes the batches that ``choose_batch`` takes; it holds no model."""
         return self.collator.scoring
 
-    def choose(
-        self, image: Image.Image | None, question: str, choices: Sequence[str]
-    ) -> Prediction:
-        """Answer one question. Raises ``UserError`` on an empty question or too few options."""
+    def choose(self, image: Source | None, question: str, choices: Sequence[str]) -> Prediction:
+        """Answer one question.
+
+        Args:
+            image: a path, a PIL picture, an array (see ``load_rgb``), or None.
+            question: without options.
+            choices: a list of texts.
+
+        Raises:
+            UserError: the picture cannot be used, the question is empty or too long, or the choices
+                are no list of two texts or more.
+            NotFinite: the model's logits are no numbers.
+        """
         return self.choose_all([self.example(image, question, choices)])[0]
 
-    def example(self, image: Image.Image | None, question: str, choices: Sequence[str]) -> Example:
+    def example(self, image: Source | None, question: str, choices: Sequence[str]) -> Example:
         """One question as an example. Raises ``UserError`` as ``choose`` does."""
-        wrong = fault(question, tuple(choices), UNLABELLED)
+        if not isinstance(question, str):
+            raise UserError(f"the question is {question!r}, not a text")
+        options = _texts(choices)
+        wrong = fault(question, options, UNLABELLED)
         if wrong:
             raise UserError(wrong)
-        return Example("question", image, question, tuple(choices), UNLABELLED)
+        return Example("question", _picture(image), question, options, UNLABELLED)
 
     def choose_all(self, examples: Sequence[Example]) -> list[Prediction]:
-        """Answer a batch of examples, in their order."""
+        """Answer a batch of examples, in their order. Raises ``UserError`` as ``choose`` does."""
         return self.choose_batch(self.collate(examples), examples)
 
     @torch.inference_mode()
     def choose_batch(
-        self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
+        self, batch: dict[str, torch.Tensor], examples: Sequence[Example], strict: bool = True
     ) -> list[Prediction]:
-        """Answer a batch that ``collate`` made of these examples; their pictures are not needed."""
+        """Answer a batch that ``collate`` made of these examples; their pictures are not needed.
+
+        Args:
+            batch, examples: as said.
+            strict: whether logits that are no numbers are raised (``NotFinite``); else such a
+                question's prediction has a ``fault``.
+        """
         with _evaluating(self.model):
-            return self._answer(self._moved(batch), examples)
+            found = self._answer(self._moved(batch), examples)
+        faults = [prediction.fault for prediction in found if prediction.fault]
+        if strict and faults:
+            raise NotFinite(faults[0])
+        return found
 
     def stream(
         self,
@@ -160,6 +187,9 @@ class Predictor:
 
         Yields:
             After every token all that was said; the last one has an ``end``.
+
+        Raises:
+            NotFinite: the logits are no numbers.
         """
         finish = time.monotonic() + seconds
         reader = self.collator.reader
@@ -219,9 +249,11 @@ class Predictor:
     ) -> tuple[int, Any]:
         with _evaluating(self.model):
             out = self.model(**inputs, past_key_values=cache, logits_to_keep=1, use_cache=True)
-        logits = out.logits[0, -1].float()
-        if temperature > 0:
-            token = torch.multinomial((logits / temperature).softmax(-1), 1)
+        logits = out.logits[0, -1].double()
+        if not logits.isfinite().all():
+            raise NotFinite(NO_NUMBERS)
+        if temperature > 0:  # the largest is 0 first, so that nothing overflows
+            token = torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1)
         else:
             token = logits.argmax()
         return int(token), out.past_key_values
@@ -236,11 +268,36 @@ class Predictor:
         letters = logits_at(self.model, batch)[:, list(self.collator.letter_ids)].float().cpu()
         predictions = []
         for row, example in zip(letters, examples, strict=True):
-            probabilities = row[: len(example.choices)].double().softmax(-1)
+            logits = row[: len(example.choices)]
+            if not logits.isfinite().all():
+                predictions.append(Prediction(None, fault=NO_NUMBERS))
+                continue
+            probabilities = logits.double().softmax(-1)
             predictions.append(
                 Prediction(int(probabilities.argmax()), tuple(probabilities.tolist()))
             )
         return predictions
+
+
+def _picture(given: Source | None) -> Image.Image | None:
+    """RGB and upright; a picture made in memory that is so already is taken as it is."""
+    if given is None or (type(given) is Image.Image and given.mode == "RGB" and not given.info):
+        return given
+    return load_rgb(given)
+
+
+def _texts(choices: Sequence[str]) -> tuple[str, ...]:
+    """The options. Raises ``UserError`` if they are no list of texts."""
+    ordered = isinstance(choices, Iterable) and not isinstance(choices, Mapping | Set | bytes)
+    if isinstance(choices, str) or not ordered:
+        raise UserError(
+            f"the choices are {choices!r}: give a list of texts, such as ['Red.', 'Blue.']"
+        )
+    options = tuple(choices)
+    for number, option in enumerate(options, start=1):
+        if not isinstance(option, str):
+            raise UserError(f"choice {number} is {option!r}, not a text")
+    return options
 
 
 def _readable(piece: str) -> str:

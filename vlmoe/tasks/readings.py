@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from vlmoe.choices import MAX_NEW_TOKENS, SCORINGS
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
+from vlmoe.finite import NO_NUMBERS
 from vlmoe.models.forward import embed, head, states_at
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.parse import parse_answer
@@ -52,6 +53,9 @@ class OptionPredictor(Predictor):
         predictions = []
         for row, example in zip(scores_NO, examples, strict=True):
             scores = row[: len(example.choices)]
+            if not scores.isfinite().all():
+                predictions.append(Prediction(None, fault=NO_NUMBERS))
+                continue
             predictions.append(Prediction(int(scores.argmax()), scores=tuple(scores.tolist())))
         return predictions
 
@@ -90,15 +94,35 @@ class GeneratePredictor(Predictor):
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
         tokenizer = self.collator.tokenizer
+        watch = _Watch()
         with _generating_by(self.model, self._greedy):
             said = self.model.generate(  # type: ignore[operator]
-                inputs_embeds=embed(self.model, batch), attention_mask=batch["attention_mask"]
+                inputs_embeds=embed(self.model, batch),
+                attention_mask=batch["attention_mask"],
+                logits_processor=LogitsProcessorList([watch]),
             )
         texts = tokenizer.batch_decode(said.cpu(), skip_special_tokens=True)
         return [
             Prediction(parse_answer(text, example.choices), text=text.strip())
-            for text, example in zip(texts, examples, strict=True)
+            if sound
+            else Prediction(None, fault=NO_NUMBERS)
+            for text, example, sound in zip(texts, examples, watch.sound(), strict=True)
         ]
+
+
+class _Watch(LogitsProcessor):
+    """Looks at the logits that tokens are chosen by, and leaves them as they are."""
+
+    def __init__(self) -> None:
+        self._seen: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._seen.append(scores.isfinite().all(-1))
+        return scores
+
+    def sound(self) -> list[bool]:
+        """Of each row, whether all of them were numbers."""
+        return torch.stack(self._seen).all(0).tolist()
 
 
 def make_predictor(

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vlmoe.data.dataset import ExampleDataset
 from vlmoe.data.example import UNLABELLED, Example
-from vlmoe.data.mix import picture_keys
+from vlmoe.data.image import ImageError
+from vlmoe.data.mix import Mixture, picture_keys
+from vlmoe.errors import UserError
+from vlmoe.finite import NO_NUMBERS, NotFinite
 from vlmoe.tasks.predict import Prediction, Predictor
+
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class Scored:
         return all(self._is_right(choice) for choice in self.rotations)
 
     @property
+    def unanswered(self) -> str | None:
+        """Why the question has no answer, which counts as a wrong one; None if it has."""
+        return self.prediction.fault
+
+    @property
     def chance(self) -> float:
         """Probability of being correct by picking an option at random."""
         count = len(self.example.choices)
@@ -76,7 +87,10 @@ def score(
     workers: int = 0,
     description: str = "score",
 ) -> list[Scored]:
-    """Answer every example, in order.
+    """Answer every example, in order; one that cannot be answered has a ``fault`` that says why.
+
+    Such are a picture that fails to decode, a question that is too long for the model, and logits
+    that are no numbers.
 
     Args:
         predictor: the model, and how an answer is read off it.
@@ -90,37 +104,84 @@ def score(
         description: in front of the progress bar.
     """
 
+    def answers(batches: list[list[int]], bar: tqdm) -> dict[int, Scored]:
+        if not batches:
+            return {}
+        loader = DataLoader(
+            _Questions(examples, blank_images, circular),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_Collate(predictor.collate, None if predictor.shares else batch_size),
+            generator=torch.Generator(),  # else it draws from the generator that dropout uses
+        )
+        found: dict[int, Scored] = {}
+        for rows, (questions, parts) in zip(batches, loader, strict=True):
+            predictions = chain.from_iterable(
+                predictor.choose_batch(batch, shown, False) for batch, shown in parts
+            )
+            for row, question in zip(rows, questions, strict=True):
+                found[row] = _gather(question, predictions, circular)
+            bar.update(sum(row not in known for row in rows))
+            known.update(rows)
+        return found
+
     order = _together(examples)
-    loader = DataLoader(
-        _Questions(examples, blank_images, circular),
-        batch_sampler=list(_batches(order, batch_size)),
-        num_workers=workers,
-        collate_fn=_Collate(predictor.collate, None if predictor.shares else batch_size),
-        generator=torch.Generator(),  # else it draws from the generator that dropout uses
-    )
-    found: list[Scored] = []
+    known: set[int] = set()  # that the bar has counted
     with tqdm(total=len(examples), desc=description, unit="question", disable=None) as bar:
-        for orders, parts in loader:
-            predictions = [p for part in parts for p in predictor.choose_batch(*part)]
-            shown = [example for _, part in parts for example in part]
-            for count in orders:
-                found.append(_gather(shown[:count], predictions[:count], circular))
-                shown, predictions = shown[count:], predictions[count:]
-            bar.update(len(orders))
-    places = {row: at for at, (row, _) in enumerate(order)}
-    return [found[places[row]] for row in range(len(examples))]
+        found = answers(list(_batches(order, batch_size)), bar)
+        # What is no number spreads over its batch. If some are asked alone, and still nothing has
+        # an answer, it is the model's.
+        spoilt = [row for row, item in found.items() if item.unanswered == NO_NUMBERS]
+        if batch_size > 1:
+            found |= answers([[row] for row in spoilt[:batch_size]], bar)
+            if not all(item.unanswered for item in found.values()):
+                found |= answers([[row] for row in spoilt[batch_size:]], bar)
+    return [found[row] for row in range(len(examples))]
 
 
-def _gather(shown: Sequence[Example], predictions: Sequence[Prediction], circular: bool) -> Scored:
-    """One question from the answers to every order of its options."""
+def check_sound(scored: Sequence[Scored]) -> None:
+    """Refuse what a model without numbers said: it is wrong about nothing, it says nothing.
+
+    Raises:
+        NotFinite: no question was answered, and not for its own fault.
+    """
+    faults = [item.unanswered for item in scored]
+    if faults and NO_NUMBERS in faults and all(faults):
+        raise NotFinite(
+            f"{NO_NUMBERS} at each of {faults.count(NO_NUMBERS)} questions: the weights are "
+            "broken, or too large for the dtype (take another --dtype)"
+        )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One question as it was shown, without its picture.
+
+    Attributes:
+        orders: of its options.
+        fault: why it could not be put to the model.
+    """
+
+    orders: list[Example]
+    fault: str | None = None
+
+
+def _gather(question: _Question, predictions: Iterator[Prediction], circular: bool) -> Scored:
+    """One question from the next answers, one to every order of its options."""
+    shown, count = question.orders, len(question.orders)
+    if question.fault:
+        answers = [Prediction(None, fault=question.fault)] * count
+    else:
+        answers = [next(predictions) for _ in shown]
+    fault = next((answer.fault for answer in answers if answer.fault), None)
+    first = Prediction(None, fault=fault) if fault else answers[0]
     if not circular:
-        return Scored(shown[0], predictions[0])
-    count = len(shown)
+        return Scored(shown[0], first)
     chosen = tuple(
-        None if (choice := prediction.choice) is None else (choice + shift) % count
-        for shift, prediction in enumerate(predictions)
+        None if (choice := answer.choice) is None else (choice + shift) % count
+        for shift, answer in enumerate(answers)
     )
-    return Scored(shown[0], predictions[0], chosen)
+    return Scored(shown[0], first, chosen)
 
 
 def _together(examples: Sequence[Example]) -> list[tuple[int, Hashable]]:
@@ -163,7 +224,7 @@ def rotated(example: Example, shift: int) -> Example:
 
 
 @dataclass(frozen=True)
-class _Questions(torch.utils.data.Dataset[list[Example]]):
+class _Questions(torch.utils.data.Dataset[_Question]):
     """Each example as it is to be shown: once, or in every order of its options."""
 
     examples: Sequence[Example]
@@ -173,12 +234,18 @@ class _Questions(torch.utils.data.Dataset[list[Example]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> list[Example]:
-        example = self.examples[index]
-        if self.blank_images:
-            example = example.without_picture()
+    def __getitem__(self, index: int) -> _Question:
+        fault = None
+        try:
+            example = self.examples[index]
+            if self.blank_images:
+                example = example.without_picture()
+        except ImageError as error:
+            if not isinstance(self.examples, Mixture | ExampleDataset):
+                raise
+            example, fault = self.examples.text(index), str(error)
         shifts = len(example.choices) if self.circular else 1
-        return [rotated(example, shift) for shift in range(shifts)]
+        return _Question([rotated(example, shift) for shift in range(shifts)], fault)
 
 
 @dataclass(frozen=True)
@@ -190,14 +257,32 @@ class _Collate:
         rows: in one batch at most; None: as they come.
     """
 
-    collate: Callable[[Sequence[Example]], dict[str, torch.Tensor]]
+    collate: Callable[[Sequence[Example]], Batch]
     rows: int | None
 
-    def __call__(self, questions: list[list[Example]]):
-        shown = [example for orders in questions for example in orders]
-        size = self.rows or len(shown)
+    def __call__(
+        self, questions: list[_Question]
+    ) -> tuple[list[_Question], list[tuple[Batch, list[Example]]]]:
+        try:
+            parts = self._parts(questions)
+        except UserError:  # one of them does not fit the model: which?
+            questions = [self._tried(question) for question in questions]
+            parts = self._parts(questions)
+        return [replace(one, orders=_blind(one.orders)) for one in questions], parts
+
+    def _parts(self, questions: Sequence[_Question]) -> list[tuple[Batch, list[Example]]]:
+        shown = [example for one in questions if not one.fault for example in one.orders]
+        size = self.rows or max(1, len(shown))
         parts = [shown[at : at + size] for at in range(0, len(shown), size)]
-        return [len(orders) for orders in questions], [
-            (self.collate(part), [replace(example, image=None) for example in part])
-            for part in parts
-        ]
+        return [(self.collate(part), _blind(part)) for part in parts]
+
+    def _tried(self, question: _Question) -> _Question:
+        try:
+            self._parts([question])
+        except UserError as error:
+            return replace(question, fault=str(error))
+        return question
+
+
+def _blind(examples: Sequence[Example]) -> list[Example]:
+    return [replace(example, image=None) for example in examples]

@@ -10,8 +10,8 @@ def table(columns: Mapping[str, dict[str, Any]]) -> str:
     """Accuracies side by side, with their intervals.
 
     Rows are all questions, each dataset if there are several, each group both ways, and each
-    category; a last one counts the answers that name no option, if there are any. A scored model
-    has one column, two if it was asked in rotations.
+    category; last ones count the answers that name no option, and the questions that could not be
+    answered, if there are any. A scored model has one column, two if it was asked in rotations.
     """
     models = list(columns.values())
     first = models[0]
@@ -25,12 +25,13 @@ def table(columns: Mapping[str, dict[str, Any]]) -> str:
             _row(name, [numbers[breakdown][name] for numbers in models])
             for name in first.get(breakdown, ())
         ]
-    if any(numbers["unparsed"] for numbers in models):
-        counts = [
-            [str(numbers["unparsed"]), *([""] if "accuracy_circular" in numbers else [])]
-            for numbers in models
-        ]
-        rows.append(["unparsed", "", "", *(cell for cells in counts for cell in cells)])
+    for what in ("unparsed", "unanswered"):
+        if any(numbers.get(what) for numbers in models):
+            counts = [
+                [str(numbers.get(what, 0)), *([""] if "accuracy_circular" in numbers else [])]
+                for numbers in models
+            ]
+            rows.append([what, "", "", *(cell for cells in counts for cell in cells)])
     return align(rows)
 
 

@@ -23,6 +23,7 @@ from vlmoe.adapter.load import WEIGHTS_FILE
 from vlmoe.adapter.model import MoELoraModel
 from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
+from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
 from vlmoe.train import ranks
 from vlmoe.train.config import LATEST
 from vlmoe.train.manifest import damage, write_manifest
@@ -89,6 +90,9 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         directory: replaced if it is there.
         base_name: hub id, path or ``tiny``: how the base is to be found again.
         writes: whether this process writes; the others only give their parts.
+
+    Raises:
+        TrainedAway: a tensor holds NaN or infinity; on every process, and nothing is written.
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name
@@ -97,6 +101,12 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
         for name, parameter in model.named_parameters()
         if MoELoraModel.prefix in name
     }
+    refuse(
+        ranks.of_any(not_finite(tensors.items())),
+        "the adapter",
+        "it is not saved, for nothing can be read off it; lower --lr or raise --damping",
+        TrainedAway,
+    )
     if not writes:
         return
     with new_directory(directory) as temporary:
@@ -121,6 +131,8 @@ def save(directory: Path, step: int, run: Run, base_name: str, *, writes: bool =
         "step": step,
         "processes": run.accelerator.num_processes,
         "questions": run.questions,
+        "data": run.data,
+        "steps": run.steps,
         "optimizer": rest,
         "schedule": _plain(run.schedule.state_dict()),
         "loss_scale": None if scaler is None else scaler.state_dict(),
@@ -154,21 +166,36 @@ def delete(path: Path) -> None:
 
 
 def load_adapter(path: Path, model: PeftModel) -> None:
-    """Copy the adapter of a checkpoint into the model's; both hold the same tensors.
+    """Copy the adapter of a checkpoint into the model's, see ``copy_adapter``."""
+    copy_adapter(path / ADAPTER, model)
+
+
+def copy_adapter(folder: Path, model: PeftModel) -> None:
+    """Copy a saved adapter into the model's; both hold the same tensors.
 
     By PEFT's way in, so that the layers learn of it: GOAT's residual depends on what is loaded.
 
     Raises:
         UserError: it does not fit, or cannot be read.
+        NotFinite: it holds NaN or infinity.
     """
-    file = path / ADAPTER / WEIGHTS_FILE
+    file = folder / WEIGHTS_FILE
     try:
         saved, live = load_file(file), get_peft_model_state_dict(model)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {path} cannot be read: {error}") from error
-    if saved.keys() != live.keys():
-        odd = sorted(saved.keys() ^ live.keys())
+        raise UserError(f"the adapter {folder} cannot be read: {error}") from error
+    odd = sorted(saved.keys() ^ live.keys()) or [
+        f"{name} is {tuple(value.shape)}, not {tuple(live[name].shape)}"
+        for name, value in saved.items()
+        if value.shape != live[name].shape
+    ]
+    if odd:
         raise UserError(f"{file} does not fit the model: {', '.join(odd[:6])} ({len(odd)} tensors)")
+    check_finite(
+        saved.items(),
+        f"the adapter {folder}",
+        "take one from before it came apart, such as an earlier checkpoint's (--resume PATH)",
+    )
     set_peft_model_state_dict(model, saved)
 
 
@@ -182,14 +209,10 @@ def load(path: Path, run: Run) -> int:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(path / "optimizer.safetensors")
         random_state = load_file(path / "random.safetensors")
-        if state["questions"] != run.questions:
-            raise UserError(
-                f"the training data has changed since {path} was written: it had "
-                f"{state['questions']} questions, now {run.questions}, and their order would be "
-                "another; bring back the dataset, or start anew with another --output"
-            )
+        _check_data(path, state, run)
         run.optimizer.load_state_dict(_unpack(tensors, state["optimizer"], run.optimizer))
         run.schedule.load_state_dict(state["schedule"])
+        run.planned_before = state.get("steps")
         if run.accelerator.scaler is not None and state["loss_scale"]:
             run.accelerator.scaler.load_state_dict(state["loss_scale"])
         run.retries_before = state["damping_retries"]
@@ -204,6 +227,26 @@ def load(path: Path, run: Run) -> int:
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(f"the checkpoint {path} cannot be read: {error}") from error
     return state["step"]
+
+
+def _check_data(path: Path, state: dict[str, Any], run: Run) -> None:
+    """Raises ``UserError`` if a checkpoint was made with other questions than the run has."""
+    if state["questions"] != run.questions:
+        what = f"it had {state['questions']} questions, now {run.questions}"
+    elif state.get("data") is None and run.data:
+        run.accelerator.print(
+            f"{path} holds no fingerprint of the training data (an earlier version wrote it): "
+            "whether the questions are the same is not checked beyond their number"
+        )
+        return
+    elif run.data and state["data"] != run.data:
+        what = "there are as many questions, but not the same ones or not in the same order"
+    else:
+        return
+    raise UserError(
+        f"the training data has changed since {path} was written: {what}; bring back the dataset, "
+        "or start anew with another --output"
+    )
 
 
 def _pack(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

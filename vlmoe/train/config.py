@@ -9,11 +9,11 @@ import inspect
 import math
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,7 @@ from vlmoe.choices import (
     GATE_RESCALES,
     IMAGE_FITS,
     INITS,
+    NONE,
     QUANTIZE,
     SIZES,
     TRACKERS,
@@ -34,6 +35,7 @@ from vlmoe.choices import (
 from vlmoe.data.mix import PROPORTIONAL, shares
 from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
+from vlmoe.flags import Parser, hint, unknown_value
 from vlmoe.optim.families import GATE_LR, OPTIMIZERS, in_words
 from vlmoe.optim.options import option_faults
 from vlmoe.tasks.prompt import PROMPTS
@@ -42,6 +44,7 @@ from vlmoe.train.kinds import Kind, kind_of
 CONFIG_FILE = "config.yaml"
 LATEST = "latest"
 DEFAULT_STEPS = 1000
+LENGTH = ("max_steps", "epochs")
 # What a resumed run may change: it alters memory, speed and what is written, not the mathematics.
 HARMLESS = {
     "output",
@@ -66,6 +69,8 @@ HARMLESS = {
 }
 OPTIONS = ("gate_lr", "damping", "weight_decay", "momentum")
 """Settings that are an optimizer's own; ``optim/options.py`` has their ranges."""
+# And the place of the data, whose content a checkpoint knows; and how long it is.
+RESUMABLE = HARMLESS | {"dataset", *LENGTH}
 DEFAULT_PIECE = 5  # questions computed at once, unless --grad-accum says otherwise
 SHAPE = "shape:"
 
@@ -86,6 +91,9 @@ class TrainConfig:
     as 0.3,0.7"""
     model: str = DEFAULT_MODEL
     """hub id or path of a LLaVA-1.5 model, or `tiny`, the built-in base"""
+    init_adapter: str | None = None
+    """start from this adapter (a run directory, its adapter/, or a hub id) instead of new experts;
+    experts, rank, top_k, alpha, init and target_modules are the adapter's"""
     output: str | None = None
     """run directory (default runs/DATASET-OPTIM)"""
     optim: str = "grsgd"
@@ -169,11 +177,12 @@ class TrainConfig:
     """a line in log.jsonl every so many steps"""
     eval_steps: int = 200
     """score the validation split every so many steps and after the last; 0: never"""
-    eval_questions: int = 500
-    """validation questions to score (drawn once, the same for every run); 0: all"""
-    test_questions: int = 2000
+    eval_questions: int | Literal["none"] = 500
+    """validation questions to score (drawn once, the same for every run); 0: all; none: nothing is
+    validated"""
+    test_questions: int | Literal["none"] = 2000
     """test questions to score at the end, with and without adapter (drawn once, the same for every
-    run); 0: all"""
+    run); 0: all; none: nothing is scored"""
     eval_batch_size: int = 16
     """questions in one forward pass when scoring; it does not change the answers"""
     save_steps: int = 500
@@ -247,9 +256,7 @@ def from_command_line(
     Raises:
         UserError: every unknown key and every value out of range, together.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings; flags win")
     parser.add_argument(
         "--resume",
@@ -276,8 +283,8 @@ def from_command_line(
     file, resume = given.pop("config"), given.pop("resume")
     from_file = read_yaml(file) if file else {}
     # A flag that says how long takes the place of either in the file.
-    if {"max_steps", "epochs"} & set(given):
-        from_file = {key: v for key, v in from_file.items() if key not in ("max_steps", "epochs")}
+    if set(LENGTH) & set(given):
+        from_file = {key: v for key, v in from_file.items() if key not in LENGTH}
     values = {**from_file, **given}
     if resume and values.get("dry_run"):
         raise UserError("--dry-run tells of a new run: leave --resume out")
@@ -291,7 +298,13 @@ def from_command_line(
                 f"--resume {resume} belongs to the run {run}, not to --output {values['output']}: "
                 "a run goes on in its own directory, leave --output out"
             )
-    return (build_resumed(values) if resume else build(values)), resume
+    if resume:
+        return build_resumed(values), resume
+    if values.get("init_adapter"):
+        from vlmoe.train.init_adapter import adopted  # takes seconds, by torch and peft
+
+        values = adopted(values)
+    return build(values), resume
 
 
 def _run_of(resume: str) -> tuple[str, Path | None]:
@@ -316,7 +329,8 @@ def shape_of(model: str) -> str | None:
 
 
 def build_resumed(values: dict[str, Any]) -> TrainConfig:
-    """The settings of the run that is resumed; ``values`` may change only what is harmless.
+    """The settings of the run that is resumed; ``values`` may change only what is harmless, and
+    how long it is (that it does not get shorter is seen when its questions are counted).
 
     Raises:
         UserError: there is no such run, or a value would change what is computed.
@@ -330,17 +344,20 @@ def build_resumed(values: dict[str, Any]) -> TrainConfig:
         f"{key} cannot change when a run is resumed: it was {getattr(saved, key)!r}, "
         f"now {getattr(asked, key)!r}"
         for key in values
-        if key not in HARMLESS and getattr(asked, key) != getattr(saved, key)
+        if key not in RESUMABLE and getattr(asked, key) != getattr(saved, key)
     ]
     if faults:
         raise UserError(faults)
-    return dataclasses.replace(saved, **{key: getattr(asked, key) for key in values})
+    changes = {key: getattr(asked, key) for key in values}
+    if set(LENGTH) & set(values):
+        changes |= {key: getattr(asked, key) for key in LENGTH}
+    return dataclasses.replace(saved, **changes)
 
 
 def build(values: dict[str, Any]) -> TrainConfig:
     """A config from a mapping. Raises ``UserError`` with all unknown keys and faulty values."""
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = [f"unknown key {key!r}{_nearest(key, known)}" for key in values if key not in known]
+    unknown = [f"unknown key {key!r}{hint(key, known)}" for key in values if key not in known]
     try:
         config = TrainConfig(**{key: value for key, value in values.items() if key in known})
     except UserError as error:
@@ -365,9 +382,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def to_yaml(config: TrainConfig) -> str:
-    """The settings as YAML that `--config` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+def to_yaml(config: TrainConfig, notes: Mapping[str, str] | None = None) -> str:
+    """The settings as YAML that `--config` reads back; with a comment behind keys in ``notes``."""
+    lines = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).splitlines()
+    for key, note in (notes or {}).items():
+        at = next(at for at, line in enumerate(lines) if line.startswith(f"{key}:"))
+        lines[at] += f"  # {note}"
+    return "\n".join(lines) + "\n"
 
 
 @cache
@@ -422,7 +443,7 @@ def _range_faults(config: TrainConfig):
     for name, allowed in choices.items():
         value = getattr(config, name)
         if value is not None and value not in allowed:
-            yield f"unknown {name} {value!r}: choose from {', '.join(allowed)}"
+            yield unknown_value(name, value, allowed)
     for name in ("experts", "top_k", "rank", "batch_size", "grad_accum", "log_steps",
                  "eval_batch_size", "max_steps", "max_bad_steps", "pack_tokens",
                  "questions_per_image"):  # fmt: skip
@@ -432,7 +453,7 @@ def _range_faults(config: TrainConfig):
     for name in ("eval_steps", "eval_questions", "test_questions", "save_steps",
                  "keep_checkpoints", "workers", "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
-        if not 0 <= value < float("inf"):
+        if value != NONE and not 0 <= value < float("inf"):
             yield f"{name} must not be negative, got {value}"
     for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
@@ -462,10 +483,3 @@ def _range_faults(config: TrainConfig):
         yield f"model {config.model} has no weights: the shapes are {shapes}, for --dry-run only"
     if config.max_steps is not None and config.epochs is not None:
         yield "give max_steps or epochs, not both"
-
-
-def _nearest(key: str, known: set[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -10,10 +10,11 @@ skipped.jsonl        training questions that cannot be trained on and why, if th
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from peft import PeftModel
 
 from vlmoe.choices import SCORINGS
 from vlmoe.errors import UserError
-from vlmoe.files import make_folder, remove_leftovers, write_jsonl, write_text, writing
-from vlmoe.tasks.metrics import write_report
+from vlmoe.files import make_folder, remove_leftovers, write_json, write_jsonl, write_text, writing
+from vlmoe.finite import TrainedAway
+from vlmoe.tasks.metrics import METRICS, SUBMISSION, write_report
 from vlmoe.tasks.score import Scored
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
@@ -31,7 +33,9 @@ from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.loop import Run
 from vlmoe.train.questions import DRAW_SEED
 from vlmoe.train.router import write_router
-from vlmoe.train.tracking import draw_curves
+from vlmoe.train.tracking import draw_curves, read_log
+
+FOUND = "lr_find.json"
 
 
 class RunDirectory:
@@ -68,6 +72,12 @@ class RunDirectory:
             except UserError:
                 self.__exit__()
                 raise
+            if self.checkpoint is None and (path / checkpoint.ADAPTER).is_dir():
+                self.__exit__()
+                raise UserError(
+                    f"{path} is finished and has no checkpoint to go on from (--save-steps 0): "
+                    f"start a new run from its adapter with --init-adapter {path}"
+                )
             if self.checkpoint is None:
                 print(f"{path} has no checkpoint yet: starting from the beginning")
         elif path.exists() and (not path.is_dir() or _visible(path)):
@@ -94,8 +104,34 @@ class RunDirectory:
         with writing(str(self.path)):
             make_folder(self.path)
             self._take()
-            write_text(self.path / CONFIG_FILE, to_yaml(config))
+            self.note_settings(config)
         self.leave_out(skipped)
+
+    def note_settings(self, config: TrainConfig) -> None:
+        """Write ``config.yaml``, with where a value came from that nobody gave."""
+        if self.writes:
+            write_text(self.path / CONFIG_FILE, to_yaml(config, self.notes(config)))
+
+    def notes(self, config: TrainConfig) -> dict[str, str]:
+        """By setting, where it came from: a rate from ``--lr find``, steps from a longer run.
+
+        They follow from the files of the run, so they are there after it was resumed, too.
+        """
+        notes = {}
+        found = self.path / FOUND
+        if found.is_file():
+            values = json.loads(found.read_text(encoding="utf-8"))
+            if values["lr"] == config.lr:
+                notes["lr"] = f"found by --lr find: {values['reason']}"
+        longer = [row for row in read_log(self.log) if "steps_now" in row]
+        if longer:
+            length = "max_steps" if config.epochs is None else "epochs"
+            notes[length] = "; ".join(
+                f"{row['steps_before'] or 'fewer'} steps became {row['steps_now']} "
+                f"after step {row['step']}"
+                for row in longer
+            )
+        return notes
 
     def leave_out(self, rows: Sequence[dict[str, str]]) -> None:
         """Add questions that are not trained on to ``skipped.jsonl``."""
@@ -148,17 +184,34 @@ class RunDirectory:
         scored: Sequence[Scored],
         numbers: dict[str, Any],
         base_numbers: dict[str, Any],
+        not_scored: Mapping[str, str],
     ) -> None:
         """Write predictions, metrics, curves and the model card."""
         if not self.writes:
             return
         self.draw(run)
-        settings = {"settings": _scoring_settings(run.config, numbers["n"])}
+        more: dict[str, Any] = {"settings": _scoring_settings(run.config, numbers["n"])}
+        if not_scored:
+            more["not_scored"] = dict(not_scored)
         with self._writing("the results"):
-            write_report(self.path, scored, numbers | settings | {"base": base_numbers})
-            card = model_card(run.config, base_numbers, numbers)
-            for place in (self.path, self.path / checkpoint.ADAPTER):
-                write_text(place / "README.md", card)
+            write_report(self.path, scored, numbers | more | {"base": base_numbers})
+            self._write_card(model_card(run.config, base_numbers, numbers, self.notes(run.config)))
+
+    def finish_unscored(self, run: Run, not_scored: Mapping[str, str]) -> None:
+        """As ``finish``, of a run without test questions: the reason stands in place of numbers."""
+        if not self.writes:
+            return
+        self.draw(run)
+        with self._writing("the results"):
+            for name in ("predictions.jsonl", SUBMISSION):  # of the same run when it was shorter
+                (self.path / name).unlink(missing_ok=True)
+            write_json(self.path / METRICS, {"not_scored": dict(not_scored)})
+            notes = self.notes(run.config)
+            self._write_card(model_card(run.config, None, None, notes, not_scored["test"]))
+
+    def _write_card(self, card: str) -> None:
+        for place in (self.path, self.path / checkpoint.ADAPTER):
+            write_text(place / "README.md", card)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -169,13 +222,16 @@ class RunDirectory:
             self._lock.release()
             self._lock = None
 
-    def _writing(self, what: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
         kept = next(iter(checkpoint.found(self.path)), None)
         safe = f"the last good checkpoint is step-{kept}" if kept else "there is no checkpoint yet"
-        return writing(
-            f"{what} in {self.path}",
-            f"{safe}; make room or let it be written, then go on with --resume",
-        )
+        remedy = f"{safe}; make room or let it be written, then go on with --resume"
+        try:
+            with writing(f"{what} in {self.path}", remedy):
+                yield
+        except TrainedAway as error:
+            raise TrainedAway(f"{error}; {safe}") from error
 
     def _take(self) -> None:
         """Lock the run, and clear away what a killed process left unfinished."""

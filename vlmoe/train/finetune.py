@@ -13,20 +13,21 @@ from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
-from vlmoe.errors import UserError
 from vlmoe.models.forward import use_attention
-from vlmoe.models.load import Base, load_base
-from vlmoe.tasks.metrics import accuracy_line, metrics
+from vlmoe.models.load import Base, checkpoint_activations, load_base
+from vlmoe.tasks.metrics import accuracy_line, metrics, unanswered_lines
 from vlmoe.tasks.table import table
-from vlmoe.train import ranks, setup
+from vlmoe.train import init_adapter, ranks, setup
 from vlmoe.train.config import TrainConfig, shape_of
+from vlmoe.train.fingerprint import fingerprint
 from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.plan import plan, plan_of_shape
-from vlmoe.train.questions import check_lengths, check_pictures, scorable, trainable
+from vlmoe.train.questions import check_lengths, check_pictures, to_score, trainable
 from vlmoe.train.score import score_both, validator
 from vlmoe.train.stop import Stop
+from vlmoe.train.told import teller
 
 
 def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:
@@ -54,12 +55,10 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         setup.open_directory(config, accelerator, resume) as directory,
     ):
         data = locate_all(config.dataset)
-        validation = scorable(data, "validation", config.eval_questions)
-        test = scorable(data, "test", config.test_questions)
-        if test is None:
-            raise UserError(
-                f"{config.dataset} has no split `test` with answers to score at the end"
-            )
+        started_from = None
+        if config.init_adapter and directory.checkpoint is None:
+            started_from = init_adapter.check(config)
+        validation, test, not_scored = to_score(config, data)
         if base is None:
             base = load_base(
                 config.model,
@@ -72,10 +71,13 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         questions = load_mixture(data, "train")
         check_pictures(accelerator, collator, config.model, questions, validation, test)
         examples, skipped = trainable(questions, collator)
-        check_lengths(collator, validation, test)
+        check_lengths(collator, validation, test, say=accelerator.print)
 
         torch.manual_seed(config.seed)
         with adapted(base, config) as model:
+            if started_from:
+                init_adapter.start_from(started_from, model)
+                accelerator.print(f"starting from the adapter in {started_from}")
             if config.dry_run:
                 accelerator.print(plan(config, accelerator, model, collator, examples))
                 return False
@@ -83,10 +85,10 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
             if collator.sharing_fault:
                 accelerator.print(f"questions share no image tokens: {collator.sharing_fault}")
-            if validation is None:
-                accelerator.print(
-                    "no split `validation` with answers: nothing is scored while training"
-                )
+            for reason in not_scored.values():
+                accelerator.print(reason)
+            count = accelerator.num_processes
+            accelerator.print(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}")
 
             found = None
             if config.lr == FIND:
@@ -94,10 +96,20 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 config = dataclasses.replace(config, lr=found.lr)
                 accelerator.print(f"--lr {found.lr:g}: {found.reason}")
             directory.start(config, skipped)
-            if found:
+            if found and accelerator.is_main_process:
                 write_found(found, config, directory.path)
+                directory.note_settings(config)
 
-            run = setup.make_run(config, accelerator, model, collator, len(examples), directory)
+            run = setup.make_run(
+                config,
+                accelerator,
+                model,
+                collator,
+                len(examples),
+                directory,
+                data=fingerprint(examples),
+                tell=teller(config.total_steps(len(examples))),
+            )
             with Stop(config.max_hours, breaks=accelerator.num_processes == 1) as stop:
                 stopped = train(
                     run,
@@ -111,10 +123,16 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 return False
 
             directory.save_adapter(model, base.name)
+            if test is None:
+                directory.finish_unscored(run, not_scored)
+                accelerator.print(f"run written to {directory.path}\n{not_scored['test']}")
+                return True
             scored, base_scored = score_both(run, test)
             if accelerator.is_main_process:
                 numbers, base_numbers = metrics(scored), metrics(base_scored)
-                directory.finish(run, scored, numbers, base_numbers)
+                directory.finish(run, scored, numbers, base_numbers, not_scored)
+                for line in unanswered_lines(scored):
+                    print(line)
                 print(table({"base": base_numbers, "adapter": numbers}))
                 print(f"run written to {directory.path}")
                 print(accuracy_line(numbers))
@@ -130,4 +148,4 @@ def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
     finally:
         model.unload()
         if config.gradient_checkpointing:
-            base.model.gradient_checkpointing_disable()
+            checkpoint_activations(base.model, on=False)

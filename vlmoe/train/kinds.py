@@ -6,9 +6,9 @@ import types
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
-from vlmoe.choices import ALL, FIND
+from vlmoe.choices import ALL, FIND, NONE
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ def count_or_all(text: str) -> int | str:
     return text if text == ALL else int(text)
 
 
+def count_or_none(text: str) -> int | str:
+    """``5`` is a number; ``none`` is itself. Raises ``ValueError`` on anything else."""
+    return text if text == NONE else int(text)
+
+
 def rate_or_find(text: str) -> float | str:
     """``1e-3`` is a number; ``find`` is itself. Raises ``ValueError`` on anything else."""
     return text if text == FIND else float(text)
@@ -70,8 +75,8 @@ def rate_or_find(text: str) -> float | str:
 
 def kind_of(hint: Any) -> Kind:
     """The kind of a dataclass field of this type; ``| None`` makes no difference."""
-    if isinstance(hint, types.UnionType):
-        some = [part for part in hint.__args__ if part is not types.NoneType]
+    if get_origin(hint) in (types.UnionType, Union):
+        some = [part for part in get_args(hint) if part is not types.NoneType]
         hint = frozenset(some) if len(some) > 1 else some[0]
     return _KINDS[hint]
 
@@ -103,6 +108,12 @@ _KINDS: dict[Any, Kind] = {
         f"INT|{ALL}",
         count_or_all,
         lambda value: type(value) is int or value == ALL,
+    ),
+    frozenset({int, Literal["none"]}): Kind(
+        f"of type int or {NONE!r}",
+        f"INT|{NONE}",
+        count_or_none,
+        lambda value: type(value) is int or value == NONE,
     ),
     frozenset({float, str}): Kind(
         f"a number or {FIND!r}",

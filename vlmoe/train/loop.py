@@ -50,6 +50,9 @@ class Run:
         left_out: questions whose pictures fail to decode.
         questions: there are to train on.
         steps: in all.
+        data: their fingerprint, see ``vlmoe.train.fingerprint``; None leaves it unchecked.
+        planned_before: steps in all when the checkpoint was made that the run goes on from, if
+            that is known.
         done: of them, before this process (a resumed run).
         retries_before: factorisations that needed more damping, likewise.
         router: what the routers did in the last logged step: its number, and a row for each layer.
@@ -69,6 +72,8 @@ class Run:
     questions: int
     steps: int
     done: int = 0
+    data: str | None = None
+    planned_before: int | None = None
     retries_before: int = 0
     router: tuple[int, list[LayerRouting]] = field(default_factory=lambda: (0, []))
 
@@ -219,7 +224,9 @@ def train(
                 }
             )
         # Not while steps are being skipped: the weights may be what is wrong.
-        due = config.save_steps and step % config.save_steps == 0 and not run.health.streak
+        on_time = bool(config.save_steps) and step % config.save_steps == 0
+        # The last step's is what a longer run goes on from.
+        due = (on_time or (config.save_steps and step == run.steps)) and not run.health.streak
         if save and (due or stopping):
             save(step)
             clock.reset()

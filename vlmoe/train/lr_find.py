@@ -29,6 +29,7 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
+from vlmoe.train.directory import FOUND
 from vlmoe.train.loop import Run, answer_loss, train
 from vlmoe.train.stop import Stop
 from vlmoe.train.undecodable import KEY
@@ -142,8 +143,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str
 
 
 def write_found(found: Found, config: TrainConfig, folder: Path) -> None:
-    """Write ``lr_find.json`` and ``lr_find.png`` (the picture needs matplotlib)."""
-    write_json(folder / "lr_find.json", dataclasses.asdict(found))
+    """Write ``lr_find.json`` (``FOUND``) and ``lr_find.png`` (the picture needs matplotlib)."""
+    write_json(folder / FOUND, dataclasses.asdict(found))
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()

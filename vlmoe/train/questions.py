@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from vlmoe.choices import NONE
 from vlmoe.data.dataset import read_manifest
 from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mix import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
 from vlmoe.tasks.collator import Collator
 from vlmoe.train import ranks
+from vlmoe.train.config import TrainConfig
 
 DRAW_SEED = 0
 
@@ -61,24 +63,51 @@ def scorable(data: Mapping[str, Path], split: str, count: int) -> Mixture | None
     return draw(examples.select(answered), count, DRAW_SEED) if answered else None
 
 
-def check_lengths(collator: Collator, *parts: Mixture | None) -> None:
-    """What would only come to light while scoring, after hours of training.
+def to_score(
+    config: TrainConfig, data: Mapping[str, Path]
+) -> tuple[Mixture | None, Mixture | None, dict[str, str]]:
+    """The validation and the test questions, and by split why there are none to score.
 
-    Raises:
-        UserError: a question is too long for the model.
+    Training needs neither: a split that is not there is told, and not scored.
     """
+    found: dict[str, Mixture | None] = {}
+    reasons = {}
+    for split, flag, when in (
+        ("validation", "eval", "while training"),
+        ("test", "test", "at the end"),
+    ):
+        count = getattr(config, f"{flag}_questions")
+        found[split] = None if count == NONE else scorable(data, split, count)
+        if found[split] is None:
+            why = f"no split `{split}` with answers"
+            why = f"--{flag}-questions {NONE}" if count == NONE else why
+            reasons[split] = f"{why}: nothing is scored {when}"
+    return found["validation"], found["test"], reasons
+
+
+def check_lengths(
+    collator: Collator, *parts: Mixture | None, say: Callable[[str], None] = print
+) -> None:
+    """Say what would only come to light while scoring, after hours of training.
+
+    A question that does not fit the model stays among those that are scored, as a wrong one.
+    """
+
+    def fits(part: Mixture, at: int) -> bool:
+        try:
+            length = collator.length(part.text(at), picture=part.image_key(at) is not None)
+        except UserError:  # more options than letters
+            return False
+        return length <= collator.max_length
+
     for part in filter(None, parts):
-        long = [
-            part.text(at).id
-            for at in range(len(part))
-            if collator.length(part.text(at), picture=part.image_key(at) is not None)
-            > collator.max_length
-        ]
+        long = [part.text(at).id for at in range(len(part)) if not fits(part, at)]
         if long:
-            raise UserError(
+            say(
                 f"{len(long)} of {len(part)} questions to be scored have more tokens than the "
-                f"model takes ({collator.max_length}), such as {', '.join(long[:3])}: take them "
-                "out of the dataset, or shorten them"
+                f"model takes ({collator.max_length}) or more options than it has letters for, "
+                f"such as {', '.join(long[:3])}: they count as wrong; take them out of the "
+                "dataset, or shorten them"
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -129,6 +129,15 @@ def from_main(accelerator: Accelerator, value: T) -> T:
 def from_all(accelerator: Accelerator, items: list[T]) -> list[T]:
     """The items of all processes, one process after the other."""
     return items if accelerator.num_processes == 1 else gather_object(items)
+
+
+def of_any(names: Sequence[str]) -> list[str]:
+    """The names that any process has, sorted; where there is no accelerator at hand."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return sorted(set(names))
+    of_all: list[Sequence[str]] = [()] * distributed.get_world_size()
+    distributed.all_gather_object(of_all, names)
+    return sorted({name for some in of_all for name in some})
 
 
 def share(count: int, rank: int, world: int) -> range:

@@ -62,10 +62,16 @@ def router_map(table: Sequence[LayerRouting], title: str) -> bytes | None:
             norm = TwoSlopeNorm(1, 0, top)
             shown = axes.imshow(load, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="none")
             axes.set_facecolor("lightgray")  # experts that a layer does not have
-            first = {layer_number(layer.path): row for row, layer in reversed([*enumerate(layers)])}
-            axes.set_yticks(list(first.values()), [str(number) for number in first], fontsize=7)
+            axes.set_yticks(range(len(layers)), [row_name(layer) for layer in layers], fontsize=6)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set(xlabel="expert", ylabel="layer", title=layers[0].tower)
             figure.colorbar(shown, ax=axes, label="share of tokens / even share")
 
-    return png(paint, 1 + 4 * len(towers), 6)
+    rows = max(map(len, towers), default=0)
+    return png(paint, 1 + 4 * len(towers), max(6, 1.5 + 0.11 * rows))
+
+
+def row_name(layer: LayerRouting) -> str:
+    """What a row of the map is called: number of the layer, and which of its projections."""
+    number, name = layer_number(layer.path), layer.path.rpartition(".")[2]
+    return name if number is None else f"{number} {name}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vlmoe.data.image import ImageError
 from vlmoe.data.mix import Mixture
-from vlmoe.tasks.metrics import metrics
+from vlmoe.errors import UserError
+from vlmoe.finite import NotFinite, TrainedAway, not_finite, refuse
+from vlmoe.tasks.metrics import metrics, unanswered_lines
 from vlmoe.tasks.predict import Predictor
-from vlmoe.tasks.score import Scored, score
+from vlmoe.tasks.score import Scored, check_sound, score
 from vlmoe.train import ranks
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.loop import Run
@@ -18,7 +19,8 @@ def score_together(run: Run, examples: Mixture, description: str) -> list[Scored
     """Answer every example once, in order; every process must call, and gets all answers.
 
     Raises:
-        ImageError: a picture fails to decode, on any process.
+        TrainedAway: no logits are numbers.
+        UserError: of any process.
     """
 
     def answers(examples: Mixture) -> list[Scored]:
@@ -33,18 +35,26 @@ def score_together(run: Run, examples: Mixture, description: str) -> list[Scored
     accelerator = run.accelerator
     sharded = ranks.is_sharded(accelerator)
     if sharded:  # it takes all processes to run the model, as often on each: they answer everything
-        return answers(examples)
+        return _sound(run, answers(examples))
     part = ranks.share(len(examples), accelerator.process_index, accelerator.num_processes)
-    mine: list[Scored | ImageError]
+    mine: list[Scored | UserError]
     try:
         mine = [*answers(examples.select(part))]
-    except ImageError as error:
+    except UserError as error:  # the others wait for this one
         mine = [error]
     scored = []
     for found in ranks.from_all(accelerator, mine):
-        if isinstance(found, ImageError):
+        if isinstance(found, UserError):
             raise found
         scored.append(found)
+    return _sound(run, scored)
+
+
+def _sound(run: Run, scored: list[Scored]) -> list[Scored]:
+    try:
+        check_sound(scored)
+    except NotFinite as error:
+        raise TrainedAway(f"{error}; {run.health.remedy}") from error
     return scored
 
 
@@ -52,11 +62,10 @@ def validator(run: Run, examples: Mixture, directory: RunDirectory) -> Callable[
     """What scores the validation questions while training, logs and draws."""
 
     def validate(step: int) -> None:
-        try:
-            scored = score_together(run, examples, f"validate, step {step}")
-        except ImageError as error:  # no reason to end a run
-            run.accelerator.print(f"step {step} is not validated: {error}")
-            return
+        check_weights(run, step)
+        scored = score_together(run, examples, f"validate, step {step}")
+        for line in unanswered_lines(scored):
+            run.accelerator.print(line)
         numbers = metrics(scored)
         run.log.write(
             {
@@ -65,11 +74,23 @@ def validator(run: Run, examples: Mixture, directory: RunDirectory) -> Callable[
                 "validation_ci95": numbers["ci95"],
                 "validation_n": numbers["n"],
                 "chance": numbers["chance"],
+                **({"unanswered": count} if (count := numbers["unanswered"]) else {}),
             }
         )
         directory.draw(run)
 
     return validate
+
+
+def check_weights(run: Run, step: int) -> None:
+    """Refuse what a step that diverged left. Every process must call.
+
+    Raises:
+        TrainedAway: an adapter's tensor holds NaN or infinity, on any process.
+    """
+    parameters = run.model.named_parameters()
+    names = not_finite((name, ranks.local(p)) for name, p in parameters if p.requires_grad)
+    refuse(ranks.of_any(names), f"the adapter after step {step}", run.health.remedy, TrainedAway)
 
 
 def score_both(run: Run, examples: Mixture) -> tuple[list[Scored], list[Scored]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel, get_peft_model
+from torch.optim.lr_scheduler import LambdaLR
 
 from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
 from vlmoe.errors import UserError
-from vlmoe.models.load import Base, resolve_device, resolve_dtype
+from vlmoe.models.load import Base, checkpoint_activations, resolve_device, resolve_dtype
 from vlmoe.optim.recipe import build_optimizer, linear_schedule
 from vlmoe.tasks.collator import Collator
 from vlmoe.train import checkpoint, ranks
@@ -89,7 +89,7 @@ def adapt(model: Any, config: TrainConfig) -> PeftModel:
     """Put experts into both towers of a LLaVA; everything else stays frozen."""
     if config.gradient_checkpointing:
         # Re-entrant checkpointing drops the gradients of the vision tower, whose input needs none.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     settings = MoELoraConfig(
         num_experts=config.experts,
         top_k=config.top_k,
@@ -100,10 +100,7 @@ def adapt(model: Any, config: TrainConfig) -> PeftModel:
         init=config.init,
         target_modules=config.target_modules,
     )
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that is on its way out; nothing here depends on it.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        return get_peft_model(model, settings)
+    return get_peft_model(model, settings)
 
 
 def optimizer_options(config: TrainConfig) -> dict[str, Any]:
@@ -123,8 +120,18 @@ def make_run(
     collator: Collator,
     questions: int,
     directory: RunDirectory,
+    *,
+    data: str | None = None,
+    tell: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Run:
-    """Optimizer, schedule and log; and the state of the checkpoint if the run is resumed."""
+    """Optimizer, schedule and log; and the state of the checkpoint if the run is resumed.
+
+    Args:
+        config, accelerator, model, collator, directory: what it is made of.
+        questions: there are to train on.
+        data: their fingerprint.
+        tell: gets every line of the log.
+    """
     if accelerator.process_index:  # each its own dropout
         torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
     if directory.checkpoint is not None:
@@ -159,15 +166,26 @@ def make_run(
         LeftOut(config.max_bad_images, questions, directory.leave_out, accelerator.print),
         questions,
         steps,
+        data=data,
     )
+    extended = None
     if directory.checkpoint is not None:
         run.done = checkpoint.load(directory.checkpoint, run)
+        extended = _longer(run)
         directory.forget_after(run.done)
         accelerator.print(
             f"resumed from {directory.checkpoint}: {run.done} of {steps} steps are done"
         )
     track = start_tracking(accelerator, config)
-    run.log = Log(directory.log, run.done, writes=directory.writes, also=track)
+
+    def also(row: Mapping[str, Any]) -> None:
+        track(row)
+        tell(row)
+
+    run.log = Log(directory.log, run.done, writes=directory.writes, also=also)
+    if extended and extended not in run.log.rows():
+        run.log.write(extended)
+        directory.note_settings(config)
     return run
 
 
@@ -196,3 +214,42 @@ def trial_run(
     ):
         directory.start(trial, [])
         yield make_run(trial, accelerator, model, collator, questions, directory)
+
+
+def _longer(run: Run) -> dict[str, Any] | None:
+    """Lay the schedule of a run that became longer over all of its steps.
+
+    Returns:
+        A line for the log; None if the run is as long as before.
+
+    Raises:
+        UserError: it is to be shorter.
+    """
+    before = run.planned_before
+    if before == run.steps:
+        return None
+    if before is not None and run.steps < before:
+        raise UserError(
+            f"the run was to have {before} steps and cannot be made shorter, to {run.steps}: leave "
+            "--max-steps and --epochs out, or give more"
+        )
+    groups = run.optimizer.param_groups
+    (was,) = (group["lr"] for group in groups if group["name"] == "experts")
+    schedule = run.schedule
+    assert isinstance(schedule, LambdaLR)
+    rates = [
+        rate * share(schedule.last_epoch)
+        for rate, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    if before is None and rates == [group["lr"] for group in groups]:
+        return None  # an earlier version's checkpoint, which does not say how many there were to be
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+    (now,) = (group["lr"] for group in groups if group["name"] == "experts")
+    run.accelerator.print(
+        f"trained further: {before or 'fewer'} steps become {run.steps}. The rates fall "
+        f"linearly over all {run.steps}, so the experts' goes on at {now:.3g}, "
+        f"where it had come down to {was:.3g}"
+    )
+    return {"step": run.done, "steps_before": before, "steps_now": run.steps}

@@ -33,7 +33,9 @@ def start_tracking(
         name: value if isinstance(value, int | float | str | bool) else str(value)
         for name, value in dataclasses.asdict(config).items()
     }
-    accelerator.init_trackers("vlmoe", settings)
+    # tensorboard has its place from the accelerator.
+    places = {"wandb": {"dir": str(config.run_directory)}}
+    accelerator.init_trackers("vlmoe", settings, init_kwargs=places)
     return lambda row: accelerator.log(flat(row), step=row["step"])
 
 

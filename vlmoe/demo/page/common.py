@@ -7,12 +7,12 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from vlmoe.demo.engine import Engine
+from vlmoe.demo.page.checked import refusal
 from vlmoe.errors import UserError
 
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -42,14 +42,20 @@ class Common:
     asked: gr.State
 
 
-def toasts(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake becomes a message on the page; anything else one that tells nothing."""
+def toasts(run: Callable[..., Any], html: bool = True) -> Callable[..., Any]:
+    """A user's mistake becomes a message; anything else one that tells nothing.
+
+    Args:
+        run: of an event.
+        html: whether the message is shown on the page, as HTML; else it goes to a program.
+    """
 
     def told(error: Exception) -> gr.Error:
         if isinstance(error, UserError):
-            return gr.Error(escape(str(error)), title="Please check", print_exception=False)
+            return refusal(error, html)
         logging.getLogger(__name__).exception("an answer failed", exc_info=error)
-        return gr.Error("Something went wrong; the server's log says what.", title="Sorry")
+        text = "Something went wrong; the server's log says what."
+        return gr.Error(text, title="Sorry", print_exception=False)
 
     @functools.wraps(run)
     def plain(*args: Any) -> Any:

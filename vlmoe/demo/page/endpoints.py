@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +14,7 @@ from vlmoe.demo.engine import Engine
 from vlmoe.demo.page.common import MODEL, toasts
 from vlmoe.errors import UserError
 
+plainly = functools.partial(toasts, html=False)
 PUBLIC = MODEL | {"api_visibility": "public"}
 
 
@@ -29,16 +30,26 @@ def turns(history: Any) -> list[Turn]:
 
 
 def number(given: Any, name: str) -> float:
-    """A finite number. Raises ``UserError`` if it is none."""
-    if not isinstance(given, int | float) or not math.isfinite(given):
+    """A number that means something. Raises ``UserError`` if it does not.
+
+    Gradio and ``math.isfinite`` fail on an integer of 400 digits; a comparison does not.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) < 1e15:
         raise UserError(f"{name} must be a number.")
     return given
+
+
+def whole(given: Any, name: str) -> int:
+    """A number without a fraction. Raises ``UserError`` if it has one, or is none."""
+    if number(given, name) != int(given):
+        raise UserError(f"{name} must be a whole number.")
+    return int(given)
 
 
 def add_endpoints(engine: Engine, picture: gr.Image) -> None:
     """Add them to the page, where nobody sees them; ``picture`` says how pictures are taken."""
 
-    @toasts
+    @plainly
     def ask(
         picture: Image.Image | None,
         question: str,
@@ -52,12 +63,12 @@ def add_endpoints(engine: Engine, picture: gr.Image) -> None:
             [*turns(history), Turn(question)],
             adapter,
             temperature=number(temperature, "temperature"),
-            max_new_tokens=int(number(max_new_tokens, "max_new_tokens")),
+            max_new_tokens=whole(max_new_tokens, "max_new_tokens"),
         )
         for said, _ in stream:
             yield said.text
 
-    @toasts
+    @plainly
     def choose(
         picture: Image.Image | None, question: str, options: Any, adapter: str
     ) -> dict[str, Any]:

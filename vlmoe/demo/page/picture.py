@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from PIL import Image
 
 from vlmoe.demo.examples import EXAMPLES, DemoExample
+from vlmoe.demo.guard.store import Full, Store
 from vlmoe.demo.limits import Limits
-from vlmoe.demo.page.common import QUICK, toasts
+from vlmoe.demo.page.checked import asker
+from vlmoe.demo.page.common import QUICK
 from vlmoe.errors import UserError
 
 
-def picture_box(limits: Limits) -> gr.Image:
+def picture_box(limits: Limits, store: Store) -> gr.Image:
     """Where a picture is put; what is no picture, or too large, is refused when it is used."""
     picture = gr.Image(
-        format="png",  # a dataset's picture must come back pixel by pixel
         label="Picture: upload, paste or webcam",
         sources=["upload", "clipboard", "webcam"],
         height=320,
@@ -26,7 +29,7 @@ def picture_box(limits: Limits) -> gr.Image:
         elem_id="picture",
         alt_text="The picture that is asked about",
     )
-    return _guarded(picture, limits)
+    return _guarded(picture, limits, store)
 
 
 def example_buttons(files: Sequence[Path]) -> list[gr.Button]:
@@ -57,28 +60,31 @@ def wire_examples(
         button.click(show, None, [picture, ask, choose, options, *emptied], **QUICK)
 
 
-def _guarded(picture: gr.Image, limits: Limits) -> gr.Image:
-    """Check pictures before they are decoded, and fetch none from an address.
+def _guarded(picture: gr.Image, limits: Limits, store: Store) -> gr.Image:
+    """Take pictures from the store only, checked before they are decoded, and show them from there.
 
     A subclass would be a component of its own to Gradio, with a browser side of its own.
     """
-    move = picture.async_move_resource_to_block_cache
 
-    async def move_files(given: str | Path | None) -> str | None:
-        if str(given).lower().startswith(("http:", "https:")):
-            raise gr.Error("Pictures are not fetched from addresses: upload the file.")
-        return await move(given)
-
-    @toasts
     def decode(payload: Any) -> Image.Image | None:
         if payload is None:
             return None
-        if not payload.path or str(payload.url or "").startswith("data:"):
-            raise UserError("Pictures are taken as uploaded files only.")
-        file = Path(payload.path)
-        image = limits.picture(file)
-        file.touch()  # uploads are removed some time after their last use
-        return image
+        file = store.find(payload.path, asker(), use=True)
+        if file is None:
+            raise UserError(limits.no_upload)
+        return limits.picture(file)
 
-    vars(picture).update(async_move_resource_to_block_cache=move_files, preprocess=decode)
+    def encode(value: Image.Image | str | None) -> ImageData | None:
+        if isinstance(value, Image.Image):
+            file = io.BytesIO()
+            value.save(file, "PNG")  # a dataset's picture must come back pixel by pixel
+            size = file.tell()
+            file.seek(0)
+            try:
+                value = store.keep_for_all("picture.png", file, size)
+            except Full:
+                raise UserError("There is no room for the picture now: try again later.") from None
+        return None if value is None else ImageData(path=value, orig_name=Path(value).name)
+
+    vars(picture).update(preprocess=decode, postprocess=encode)
     return picture

@@ -33,10 +33,12 @@ except ImportError:  # transformers < 5.2 has one class of each, which works wit
     CLIPImageProcessorPil = transformers.CLIPImageProcessor  # type: ignore
     SiglipImageProcessorPil = transformers.SiglipImageProcessor  # type: ignore
 
+from vlmoe.data.fit import cropped, padded
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
 from vlmoe.models.family import Family, Patches, Size, added_tokens
+from vlmoe.models.faults import reading
 
 END = "</s>"
 IMAGE_TOKEN = 32000
@@ -117,10 +119,9 @@ class LlavaReader:
         the centre, SigLIP's brings both sides to size); ``pad`` is original LLaVA's: the whole
         picture on a square of the mean colour.
         """
-        if fit == "pad":
-            pictures = [self._square(picture) for picture in pictures]
-        made = self.processor.image_processor(images=list(pictures), return_tensors="pt")
-        return {"pixel_values": made["pixel_values"]}
+        processor = self.processor.image_processor
+        fitted = [(padded if fit == "pad" else cropped)(picture, processor) for picture in pictures]
+        return {"pixel_values": processor(images=fitted, return_tensors="pt")["pixel_values"]}
 
     def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
         """A square of them."""
@@ -136,13 +137,6 @@ class LlavaReader:
         side = self.processor.patch_size
         return Patches(seen, seen.height // side, seen.width // side)
 
-    def _square(self, picture: Image.Image) -> Image.Image:
-        side = max(picture.size)
-        mean = tuple(round(255 * part) for part in self.processor.image_processor.image_mean)
-        square = Image.new("RGB", (side, side), mean)
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        return square
-
 
 class LlavaFamily:
     """See ``vlmoe.models.family.Family``."""
@@ -155,17 +149,20 @@ class LlavaFamily:
 
     def reader(self, source: str, config: PretrainedConfig) -> LlavaReader:
         """The processor, with its numbers from the model's config: saved ones are often missing."""
-        tower = _tower(config)
-        processor = LlavaProcessor(
-            image_processor=tower.processor.from_pretrained(source),
-            tokenizer=AutoTokenizer.from_pretrained(source),
-            patch_size=config.vision_config.patch_size,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            num_additional_image_tokens=tower.class_tokens,
-            image_token=PICTURE,
-        )
-        count = image_token_count(config)
-        _check(processor, config, count)
+        with reading(source, "config"):
+            tower, count = _tower(config), image_token_count(config)
+        with reading(source, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        with reading(source, "picture processor"):
+            processor = LlavaProcessor(
+                image_processor=tower.processor.from_pretrained(source),
+                tokenizer=tokenizer,
+                patch_size=config.vision_config.patch_size,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+                num_additional_image_tokens=tower.class_tokens,
+                image_token=PICTURE,
+            )
+            _check(processor, config, count)
         return LlavaReader(config, processor, count)
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:

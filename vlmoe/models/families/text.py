@@ -21,6 +21,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
 from vlmoe.models.chat import chat_ids, ends_of
 from vlmoe.models.family import Family, Patches, Size
+from vlmoe.models.faults import reading
 
 BLIND = "this model reads text alone"
 
@@ -70,13 +71,9 @@ class TextFamily:
 
     def reader(self, source: str, config: PretrainedConfig) -> TextReader:
         """The tokenizer, with a template or without."""
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(
-                f"the tokenizer knows {len(tokenizer)} tokens, the model {config.vocab_size}: "
-                "tokenizer and model do not belong together"
-            )
-        return TextReader(config, tokenizer, ends_of(tokenizer, source))
+        with reading(source, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            return TextReader(config, tokenizer, ends_of(tokenizer, source))
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Tokens, mask and positions."""

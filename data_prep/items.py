@@ -1,0 +1,212 @@
+"""The records of a JSON file, one at a time: a line each, a list, or an object around a list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from data_prep.fault import Fault
+from data_prep.keys import find_columns
+from data_prep.text import open_text
+from vlmoe.errors import UserError
+
+# Characters of one record, and of a file that must be read whole. A picture in base64 has a few
+# million; a file without line breaks must not fill the memory.
+LARGEST = 64_000_000
+CHUNK = 1 << 20
+BAD_JSON = "not valid JSON"
+
+Item = tuple[str, dict[str, Any] | Fault]
+
+
+class Items:
+    """The records of a file, in its order, with the place of each (``line 3``, ``item 2``).
+
+    A line or item that cannot be read is given as a ``Fault`` in its place.
+
+    Attributes:
+        count: records met so far, whatever they were worth.
+        wrapper: the key of the list, where an object is wrapped around it.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.count = 0
+        self.wrapper: str | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        """Raises ``UserError``: the file cannot be read, or is a list that is broken."""
+        with open_text(self.file) as text:
+            for place, value in self._values(text):
+                self.count += 1
+                if isinstance(value, dict | Fault):
+                    yield place, value
+                else:
+                    yield place, Fault("not a JSON object")
+
+    def _values(self, text: TextIO) -> Iterator[tuple[str, Any]]:
+        lines = _lines(text)
+        number, first = next(lines, (0, ""))
+        if isinstance(first, str) and first.lstrip().startswith("["):
+            text.seek(0)
+            yield from (
+                (f"item {at}", value) for at, value in enumerate(_list_items(text, self.file))
+            )
+            return
+        whole = self._whole(text, first)
+        if whole is not None:
+            yield from ((f"item {at}", value) for at, value in enumerate(whole))
+            return
+        if not number:
+            return
+        text.seek(0)
+        for at, line in _lines(text):
+            yield f"line {at}", line if isinstance(line, Fault) else _parse(line)
+
+    def _whole(self, text: TextIO, first: str | Fault) -> list[Any] | None:
+        """The records of a file that is one JSON object; None if it is one with a line each."""
+        if isinstance(first, Fault):
+            return None
+        only = _parse(first)
+        if not isinstance(only, Fault):
+            if not isinstance(only, dict) or next(_lines(text), None) is not None:
+                return None
+        else:
+            text.seek(0)
+            # In chunks: for one large number Python sets that much memory aside.
+            chunks = iter(lambda: text.read(CHUNK), "")
+            content = "".join(islice(chunks, LARGEST // CHUNK))
+            if text.read(1):
+                return None
+            only = _parse(content)
+            if not isinstance(only, dict):
+                _refuse_several(content, self.file)
+                return None
+        lists = {
+            key: value
+            for key, value in only.items()
+            if isinstance(value, list) and any(isinstance(one, dict) for one in value)
+        }
+        is_record = any(
+            isinstance(only[name], str | list)
+            for name in find_columns(only, ("question", "conversations")).values()
+        )
+        if is_record:
+            lists = {}
+        if len(lists) == 1:
+            ((self.wrapper, items),) = lists.items()
+            return items
+        if len(lists) > 1:
+            raise UserError(
+                f"{self.file} is one JSON object with several lists in it ({', '.join(lists)}): "
+                "give a file that is the list of questions alone"
+            )
+        if any(isinstance(value, list | dict) for value in only.values()) and not is_record:
+            raise UserError(
+                f"{self.file} is one JSON object without a list of questions in it (it has "
+                f"{', '.join(only)[:200]}): give the list itself, or one question on each line"
+            )
+        return [only] if isinstance(_parse(first), Fault) else None
+
+
+def _lines(text: TextIO) -> Iterator[tuple[int, str | Fault]]:
+    """The lines that are not blank, with their numbers; one that is too long is a fault."""
+    number = 0
+    while line := text.readline(LARGEST):
+        number += 1
+        if len(line) == LARGEST and not line.endswith("\n"):
+            while (more := text.readline(LARGEST)) and not more.endswith("\n"):
+                pass
+            yield number, Fault(f"a line of more than {LARGEST // 1_000_000} million characters")
+        elif line.strip():
+            yield number, line
+
+
+def _parse(text: str) -> Any:
+    """A JSON value, or what is wrong with it; a comma behind it (a list's line) is no matter."""
+    try:
+        return _DECODER.decode(text)
+    except Fault as fault:
+        return fault
+    except (ValueError, RecursionError):
+        if text.rstrip().endswith(","):
+            return _parse(text.rstrip()[:-1])
+        return Fault(BAD_JSON)
+
+
+def _refuse_several(content: str, file: Path) -> None:
+    try:
+        _PLAIN.raw_decode(content.lstrip())
+    except (ValueError, RecursionError):
+        return
+    raise UserError(f"{file} holds JSON values over several lines: put each on one (jq -c . FILE)")
+
+
+def _list_items(text: TextIO, file: Path) -> Iterator[Any]:
+    """The values of a JSON list, with no more than one of them, and a chunk, in memory."""
+    buffer, at, ended = "", 0, False
+
+    def more() -> None:
+        nonlocal buffer, at, ended
+        read = text.read(max(CHUNK, len(buffer) - at))
+        buffer, at, ended = buffer[at:] + read, 0, not read
+
+    def broken(what: object) -> UserError:
+        return UserError(f"{file} begins like a JSON list but is none: {what}")
+
+    def next_character() -> str:
+        nonlocal at
+        while True:
+            while at < len(buffer) and buffer[at].isspace():
+                at += 1
+            if at < len(buffer):
+                return buffer[at]
+            more()
+            if ended:
+                raise broken("it has no end")
+
+    next_character()
+    at += 1  # the bracket
+    while next_character() != "]":
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(buffer, at)
+                if end < len(buffer) or ended:  # else a number may go on
+                    at = end
+                    break
+            except Fault as fault:
+                value, at = fault, _PLAIN.raw_decode(buffer, at)[1]
+                break
+            except (ValueError, RecursionError) as error:
+                if ended or len(buffer) - at > LARGEST:
+                    raise broken(error) from error
+            more()
+        yield value
+        if next_character() == ",":
+            at += 1
+        elif buffer[at] != "]":
+            raise broken(f"item without a comma behind it: {buffer[at : at + 20]!r}")
+    at += 1
+    while not ended:
+        if buffer[at:].strip():
+            raise broken(f"more text behind its end: {buffer[at:].strip()[:20]!r}")
+        at = len(buffer)
+        more()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python keeps the last of two equal keys, another tool the first."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if seen.setdefault(key, value) != value:
+                raise Fault("a key stands twice in one object, with different values", key)
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_PLAIN = json.JSONDecoder()

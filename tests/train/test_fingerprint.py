@@ -1,0 +1,49 @@
+"""What a fingerprint of the training data sees, and what it does not."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.scripts.conftest import dataset_directory  # noqa: F401
+from vlmoe.data.mix import Mixture, load_mixture
+from vlmoe.train.fingerprint import fingerprint
+
+
+@pytest.fixture
+def examples(dataset_directory) -> Mixture:  # noqa: F811
+    return load_mixture({"one": dataset_directory}, "train")
+
+
+def test_neither_name_nor_place(examples, dataset_directory, tmp_path):  # noqa: F811
+    moved = shutil.copytree(dataset_directory, tmp_path / "elsewhere")
+    assert fingerprint(load_mixture({"two": moved}, "train")) == fingerprint(examples)
+
+
+def test_every_question_and_the_bounds_of_datasets(examples, dataset_directory):  # noqa: F811
+    others = [
+        examples[1:],
+        examples[:-1],
+        load_mixture({"one": dataset_directory}, "validation"),
+        Mixture({"a": examples.parts["one"][:2], "b": examples.parts["one"][2:]}),
+    ]
+    found = {fingerprint(other) for other in [examples, *others]}
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("field", ["question", "answer", "choices", "id", "image"])
+def test_every_part_of_a_question(examples, monkeypatch, field):
+    before = fingerprint(examples)
+    part = type(examples.parts["one"])
+    cell = part._cell
+
+    def changed(self, column, index):
+        value = cell(self, column, index)
+        if column != field or index != 3:
+            return value
+        other = {"answer": 9, "choices": ["x"], "image": {"bytes": None, "path": "other.png"}}
+        return other.get(column, "other")
+
+    monkeypatch.setattr(part, "_cell", changed)
+    assert fingerprint(examples) != before

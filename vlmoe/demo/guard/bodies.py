@@ -1,0 +1,94 @@
+"""What a request may carry, and how long it may take about it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, header
+
+
+class BodyLimit:
+    """Cuts off a body that is too large, or that does not arrive.
+
+    Args:
+        most: bytes, of all requests or by the request.
+        pause: longest time without a byte of it, in seconds.
+        whole: longest time until all of it is there, in seconds.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        most: int | Callable[[Scope], int],
+        pause: float = 10,
+        whole: float = 120,
+    ):
+        self.app = app
+        self.most = most if callable(most) else lambda _: most
+        self.pause, self.whole = pause, whole
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most = self.most(scope)
+        if declared(scope) > most:
+            raise _too_large(most)
+        left, more, finish = most, True, time.monotonic() + self.whole
+
+        async def counted() -> Message:
+            nonlocal left, more
+            if not more:  # what comes now is that the visitor went away, whenever that is
+                return await receive()
+            patience = min(self.pause, finish - time.monotonic())
+            try:
+                message = await asyncio.wait_for(receive(), max(patience, 0))
+            except TimeoutError:
+                raise Refused(408, "The request did not arrive in time.") from None
+            left -= len(message.get("body") or b"")
+            more = bool(message.get("more_body"))
+            if left < 0:
+                raise _too_large(most)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def declared(scope: Scope) -> int:
+    """The length that the body is said to have; 0 if nothing is said."""
+    with suppress(ValueError):
+        return int(header(scope, "content-length") or 0)
+    return 0
+
+
+async def whole_body(receive: Receive) -> bytes:
+    """The body. Raises ``Refused`` if it is broken off."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "The request was broken off.")
+        body += message.get("body") or b""
+        more = bool(message.get("more_body"))
+    return bytes(body)
+
+
+def again(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` for whom the body was not read yet."""
+    given = False
+
+    async def first_the_body() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return first_the_body
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, f"a request may hold {most:,} bytes at most")
