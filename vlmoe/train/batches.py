@@ -24,8 +24,7 @@ from vlmoe.choices import ALL
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture, picture_keys, shares
 from vlmoe.tasks.collator import Collator
-from vlmoe.train.stop import ignore_signals
-from vlmoe.train.undecodable import Tolerant, TolerantCollate
+from vlmoe.train.guard import Tolerant, TolerantCollate, ignore_signals
 
 T = TypeVar("T")
 _END: Any = object()
@@ -167,7 +166,7 @@ def pieces(
     """Batches with answers: ``grad_accum`` of them for each step, this rank's share.
 
     They are made ahead of the model, by a thread or by ``workers`` processes. A question whose
-    picture fails to decode is told in its batch, see ``undecodable``.
+    picture fails to decode is told in its batch, under ``UNDECODABLE``.
 
     The step's questions are cut into ``grad_accum * world`` runs of which every rank takes
     every ``world``-th, so the union over ranks and pieces is the same step whatever both are.

@@ -20,13 +20,13 @@ from vlmoe.tasks.table import table
 from vlmoe.train import init_adapter, ranks, setup
 from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.fingerprint import fingerprint
+from vlmoe.train.guard import Stop
 from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.plan import plan, plan_of_shape
 from vlmoe.train.questions import check_lengths, check_pictures, to_score, trainable
 from vlmoe.train.score import score_both, validator
-from vlmoe.train.stop import Stop
 from vlmoe.train.told import teller
 
 

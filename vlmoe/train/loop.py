@@ -26,10 +26,8 @@ from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.clock import Clock
 from vlmoe.train.config import TrainConfig
-from vlmoe.train.health import Health, not_finite
-from vlmoe.train.stop import Interrupted, Stop
+from vlmoe.train.guard import UNDECODABLE, Health, Interrupted, LeftOut, Stop, is_unsound
 from vlmoe.train.tracking import Log
-from vlmoe.train.undecodable import KEY, LeftOut
 
 
 @dataclass
@@ -152,7 +150,7 @@ def train(
     for step in bar:
         clock.wait()
         made = [next(batches) for _ in range(accum)]
-        left_out = [item for part in made for item in part.pop(KEY, ())]
+        left_out = [item for part in made for item in part.pop(UNDECODABLE, ())]
         parts = [_to(part, accelerator.device) for part in made]
         clock.work()
         # Every answer token of the step weighs the same, however it is cut into pieces.
@@ -180,7 +178,7 @@ def train(
                 run.routing.count(routing)
 
         # The one wait for the device: may this step be taken, and is it to be the last one?
-        bad = not_finite(loss + balance, trained, gradients=accelerator.scaler is None)
+        bad = is_unsound(loss + balance, trained, gradients=accelerator.scaler is None)
         notes = torch.tensor([stop.reason is not None, len(left_out)], device=bad.device)
         unsound, stopping, missing = add_up(torch.cat([bad.long()[None], notes])).tolist()
         if missing:

@@ -30,9 +30,8 @@ from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
 from vlmoe.train.directory import FOUND
+from vlmoe.train.guard import UNDECODABLE, Stop
 from vlmoe.train.loop import Run, answer_loss, train
-from vlmoe.train.stop import Stop
-from vlmoe.train.undecodable import KEY
 
 STEPS = 100
 TOO_HIGH = 2.0
@@ -170,7 +169,11 @@ class _Watch(Stop):
         whole = StepOrder(len(held), len(held), seed=0)
         accum = math.ceil(len(held) / DEFAULT_PIECE)
         self._parts = [
-            {name: value.to(run.accelerator.device) for name, value in part.items() if name != KEY}
+            {
+                name: value.to(run.accelerator.device)
+                for name, value in part.items()
+                if name != UNDECODABLE
+            }
             for part in pieces(held, run.collator, whole, range(1), grad_accum=accum)
         ]
 

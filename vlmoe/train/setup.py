@@ -23,11 +23,10 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.train import checkpoint, ranks
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
-from vlmoe.train.health import Health
+from vlmoe.train.guard import Health, LeftOut
 from vlmoe.train.loop import Run
 from vlmoe.train.trackers import check_tracker, start_tracking
 from vlmoe.train.tracking import Log
-from vlmoe.train.undecodable import LeftOut
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
