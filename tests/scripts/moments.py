@@ -16,7 +16,7 @@ from vlmoe.data import dataset
 from vlmoe.data.image import ImageError
 from vlmoe.tasks.predict import Predictor
 from vlmoe.train import setup
-from vlmoe.train.tracking import Log
+from vlmoe.train.log import Log
 
 
 def die(*ignored: Any, **also_ignored: Any) -> None:

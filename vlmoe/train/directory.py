@@ -28,12 +28,12 @@ from vlmoe.tasks.metrics import METRICS, SUBMISSION, write_report
 from vlmoe.tasks.score import Scored
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
+from vlmoe.train.charts import draw_curves, write_router
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
 from vlmoe.train.lock import LOCK, RunLock
+from vlmoe.train.log import read_log
 from vlmoe.train.loop import Run
 from vlmoe.train.questions import DRAW_SEED
-from vlmoe.train.router import write_router
-from vlmoe.train.tracking import draw_curves, read_log
 
 FOUND = "lr_find.json"
 

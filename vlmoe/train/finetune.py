@@ -21,13 +21,13 @@ from vlmoe.train import init_adapter, ranks, setup
 from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.fingerprint import fingerprint
 from vlmoe.train.guard import Stop
+from vlmoe.train.log import teller
 from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.plan import plan, plan_of_shape
 from vlmoe.train.questions import check_lengths, check_pictures, to_score, trainable
 from vlmoe.train.score import score_both, validator
-from vlmoe.train.told import teller
 
 
 def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:

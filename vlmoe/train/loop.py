@@ -24,10 +24,9 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.train import ranks
 from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import make_order, pieces
-from vlmoe.train.clock import Clock
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.guard import UNDECODABLE, Health, Interrupted, LeftOut, Stop, is_unsound
-from vlmoe.train.tracking import Log
+from vlmoe.train.log import Clock, Log
 
 
 @dataclass

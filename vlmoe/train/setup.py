@@ -24,9 +24,8 @@ from vlmoe.train import checkpoint, ranks
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.guard import Health, LeftOut
+from vlmoe.train.log import Log, check_tracker, start_tracking
 from vlmoe.train.loop import Run
-from vlmoe.train.trackers import check_tracker, start_tracking
-from vlmoe.train.tracking import Log
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

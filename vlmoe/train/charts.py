@@ -1,4 +1,4 @@
-"""What the routers did: ``router.json`` and its picture ``router.png``."""
+"""What a run draws: ``curves.png``; what its routers did, ``router.json`` and ``router.png``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,63 @@ from typing import Any
 
 from vlmoe.adapter.routing import LayerRouting, summary
 from vlmoe.adapter.sites import layer_number
-from vlmoe.figure import png
+from vlmoe.figure import png, write_png
 from vlmoe.files import write_bytes, write_json
+from vlmoe.train.log import VALIDATION
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:
+    """Draw loss, learning rate and validation accuracy against the step, as far as there are any.
+
+    Returns:
+        False if matplotlib was needed and not there.
+    """
+    steps = [row for row in rows if row.get("loss") is not None]
+    scored = [row for row in rows if VALIDATION in row]
+
+    panels = [draw for draw, rows in ((_losses, steps), (_accuracies, scored)) if rows]
+
+    def paint(figure: Any) -> None:
+        figure.suptitle(title, fontsize=10)
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for draw, one in zip(panels, axes, strict=True):
+            draw(one, steps if draw is _losses else scored)
+
+    if not panels:
+        return True
+    return write_png(path, paint, 4.5 * len(panels), 3.6)
+
+
+def _losses(axes: Any, rows: list[dict[str, Any]]) -> None:
+    xs = [row["step"] for row in rows]
+    losses = [row["loss"] for row in rows]
+    axes.plot(xs, losses, color="tab:blue", linewidth=0.6, alpha=0.45)
+    axes.plot(xs, smooth(losses), color="tab:blue", label="loss")
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy per answer token")
+    rate = axes.twinx()
+    rate.plot(xs, [row["lr"] for row in rows], color="tab:gray", linestyle=":", linewidth=1)
+    rate.set_ylabel("learning rate (dotted)", color="tab:gray")
+    rate.set_ylim(bottom=0)
+
+
+def _accuracies(axes: Any, rows: list[dict[str, Any]]) -> None:
+    xs = [row["step"] for row in rows]
+    axes.plot(xs, [row[VALIDATION] for row in rows], "o-", color="tab:green")
+    low, high = zip(*(row["validation_ci95"] for row in rows), strict=True)
+    axes.fill_between(xs, low, high, color="tab:green", alpha=0.15)
+    axes.axhline(rows[0]["chance"], color="black", linestyle="--", linewidth=0.8)
+    axes.set(ylim=(0, 1))
+    axes.set(xlabel="optimizer step", ylabel="validation accuracy (dashed: chance)")
+
+
+def smooth(values: list[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average with the start's bias taken out."""
+    smoothed, total, mass = [], 0.0, 0.0
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        mass = weight * mass + (1 - weight)
+        smoothed.append(total / mass)
+    return smoothed
 
 
 def write_router(step: int, table: Sequence[LayerRouting], folder: Path, title: str) -> None:

@@ -1,8 +1,9 @@
-"""The log survives its process, and goes to a tracker as well."""
+"""The log survives its process, is told on the screen, goes to a tracker; and its speed."""
 
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import json
 import sys
 import types
@@ -10,13 +11,12 @@ import types
 import accelerate.tracking
 import accelerate.utils
 import pytest
+import torch
 
 from vlmoe.errors import UserError
-from vlmoe.train import trackers
 from vlmoe.train.config import TrainConfig
+from vlmoe.train.log import Clock, Log, flat, peak_mib, start_tracking, teller
 from vlmoe.train.setup import make_accelerator
-from vlmoe.train.trackers import flat
-from vlmoe.train.tracking import Log, draw_curves
 
 
 def test_a_line_that_was_not_finished(tmp_path):
@@ -50,41 +50,9 @@ def test_numbers_of_nested_tables():
 
 
 def test_a_tracker_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--track wandb needs wandb, .*: pip install wandb"):
         make_accelerator(TrainConfig(track="wandb", device="cpu"))
-
-
-LOSS = {"step": 1, "loss": 2.0, "lr": 0.1}
-ACCURACY = {"step": 1, "validation_accuracy": 0.5, "validation_ci95": [0.4, 0.6], "chance": 0.25}
-
-
-@pytest.mark.parametrize(
-    ("rows", "labels"),
-    [
-        ([LOSS], ["cross-entropy per answer token"]),
-        ([ACCURACY], ["validation accuracy (dashed: chance)"]),
-        ([LOSS, ACCURACY], ["cross-entropy per answer token",
-                            "validation accuracy (dashed: chance)"]),
-        ([], None),
-    ],
-)  # fmt: skip
-def test_curves_have_no_empty_panel(tmp_path, monkeypatch, rows, labels):
-    from matplotlib.figure import Figure
-
-    drawn = []
-    save = Figure.savefig
-
-    def saved(figure, *args, **options):
-        panels = [axes for axes in figure.axes if "rate" not in axes.get_ylabel()]
-        assert all(axes.lines for axes in panels)
-        drawn.append([axes.get_ylabel() for axes in panels])
-        return save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", saved)
-    assert draw_curves(rows, tmp_path / "curves.png", "a run")
-    assert drawn == ([] if labels is None else [labels])
-    assert (tmp_path / "curves.png").exists() == bool(rows)
 
 
 def test_wandb_writes_into_the_run_directory(tmp_path, monkeypatch):
@@ -108,7 +76,7 @@ def test_wandb_writes_into_the_run_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", available)
     config = TrainConfig(track="wandb", device="cpu", output=str(tmp_path / "run"))
     accelerator = make_accelerator(config)
-    track = trackers.start_tracking(accelerator, config)
+    track = start_tracking(accelerator, config)
     track({"step": 3, "loss": 1.5})
     assert told[0] == {"project": "vlmoe", "dir": str(tmp_path / "run")}
     assert told[1] == (3, {"loss": 1.5})
@@ -152,3 +120,45 @@ def test_numbers_that_are_none_are_null_and_named(tmp_path):
         {"step": 2, "ci95": [0.5, None], "text": "a\u2028b", "not_finite": ["ci95"]},
     ]  # fmt: skip
     assert flat(sent[0]) == {}
+
+
+STEP = {"step": 20, "loss": 1.23456, "lr": 3e-5, "questions_per_second": 12.345,
+        "skipped_steps": 0, "left_out": 2}  # fmt: skip
+VALIDATED = {"step": 20, "validation_accuracy": 0.5, "validation_ci95": [0.4, 0.6],
+             "validation_n": 90, "chance": 0.25}  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_steps_without_a_terminal_validations_always(capsys, monkeypatch, terminal):
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    tell = teller(1000)
+    for row in (STEP, VALIDATED, {"step": 21, "skipped": "the loss is nan"}):
+        tell(row)
+    step = "step 20 of 1000: loss 1.2346, lr 3e-05, 12.3 questions/s, 2 questions left out"
+    validated = (
+        "step 20 of 1000: validation accuracy 0.5000 (n=90, 95% CI 0.4000-0.6000, chance 0.2500)"
+    )
+    expected = [validated] if terminal else [step, validated]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_memory_is_that_of_the_run_and_not_of_one_before():
+    size = 2**28
+    held = bytearray(b"1") * size
+    with_it = peak_mib(torch.device("cpu"))
+    del held
+    after = Clock(torch.device("cpu")).read(world=1)["memory_mib"]
+    assert with_it - after > 0.9 * size / 2**20
+
+
+def test_questions_that_share_a_row_count_each(monkeypatch):
+    now = iter([0.0, 2.0, 2.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = Clock(torch.device("cpu"))
+    row = torch.zeros(2, 50)
+    part = {"input_ids": row, "attention_mask": row, "labels": torch.zeros(7, 1)}
+    clock.count([part, part])
+    told = clock.read(world=2)
+    assert told["questions_per_second"] == 2 * 14 / 2
+    assert told["tokens_per_second"] == 2 * 200 / 2

@@ -1,4 +1,4 @@
-"""``router.json`` and ``router.png``."""
+"""``curves.png``, ``router.json`` and ``router.png``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from vlmoe.adapter.routing import LayerRouting
-from vlmoe.train import router
-from vlmoe.train.router import draw_router, router_map, row_name, write_router
+from vlmoe.train import charts
+from vlmoe.train.charts import draw_curves, draw_router, router_map, row_name, write_router
 
 
 def layer(tower: str, number: int, share: list[float]) -> LayerRouting:
@@ -76,8 +76,40 @@ def test_every_row_has_a_name(monkeypatch):
 
 def test_the_map_of_many_layers_is_tall_enough_to_read(monkeypatch):
     heights = []
-    monkeypatch.setattr(router, "png", lambda paint, width, height: heights.append(height))
+    monkeypatch.setattr(charts, "png", lambda paint, width, height: heights.append(height))
     router_map(TABLE, "a run")
     router_map([layer("language", at, [0.5, 0.5]) for at in range(128)], "a run")
     assert heights[0] == 6
     assert heights[1] / 128 > 0.1  # inches
+
+
+LOSS = {"step": 1, "loss": 2.0, "lr": 0.1}
+ACCURACY = {"step": 1, "validation_accuracy": 0.5, "validation_ci95": [0.4, 0.6], "chance": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([LOSS], ["cross-entropy per answer token"]),
+        ([ACCURACY], ["validation accuracy (dashed: chance)"]),
+        ([LOSS, ACCURACY], ["cross-entropy per answer token",
+                            "validation accuracy (dashed: chance)"]),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_curves_have_no_empty_panel(tmp_path, monkeypatch, rows, labels):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure, *args, **options):
+        panels = [axes for axes in figure.axes if "rate" not in axes.get_ylabel()]
+        assert all(axes.lines for axes in panels)
+        drawn.append([axes.get_ylabel() for axes in panels])
+        return save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    assert draw_curves(rows, tmp_path / "curves.png", "a run")
+    assert drawn == ([] if labels is None else [labels])
+    assert (tmp_path / "curves.png").exists() == bool(rows)
