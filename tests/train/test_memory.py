@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from vlmoe.train.config import TrainConfig, from_command_line
+from vlmoe.train.command_line import from_command_line
+from vlmoe.train.config import TrainConfig
 from vlmoe.train.memory import remedies
 
 

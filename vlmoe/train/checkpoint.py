@@ -25,7 +25,7 @@ from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
 from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
 from vlmoe.train import ranks
-from vlmoe.train.config import LATEST
+from vlmoe.train.command_line import LATEST
 from vlmoe.train.manifest import damage, write_manifest
 
 if TYPE_CHECKING:

@@ -1,14 +1,16 @@
-"""What values a setting can have: how they are read from a flag, and checked from YAML."""
+"""What values a setting can have: how they are read from a flag and checked from YAML; bounds."""
 
 from __future__ import annotations
 
+import math
 import types
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from vlmoe.choices import ALL, FIND, NONE
+from vlmoe.flags import unknown_value
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,44 @@ _KINDS: dict[Any, Kind] = {
         lambda value: type(value) is float or value == FIND,
     ),
 }
+
+
+# What is out of bounds, a sentence each. Words that a setting takes in place of a number pass, and
+# so does None, which leaves it open.
+
+
+def one_of(settings: object, **choices: Iterable[str]) -> Iterator[str]:
+    """Settings, by name, that are none of their choices."""
+    for name, allowed in choices.items():
+        value = getattr(settings, name)
+        if value is not None and value not in list(allowed):
+            yield unknown_value(name, value, allowed)
+
+
+def at_least_one(settings: object, *names: str) -> Iterator[str]:
+    """Settings of these names that are below 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if value not in (None, ALL) and min(listed(value)) < 1:
+            yield f"{name} must be at least 1, got {value}"
+
+
+def not_negative(settings: object, *names: str) -> Iterator[str]:
+    """Settings of these names that are negative."""
+    for name in names:
+        value = getattr(settings, name)
+        if value != NONE and not 0 <= value < math.inf:
+            yield f"{name} must not be negative, got {value}"
+
+
+def above_zero(settings: object, *names: str) -> Iterator[str]:
+    """Settings of these names that are zero or less."""
+    for name in names:
+        value = getattr(settings, name)
+        if value not in (None, FIND) and not 0 < value < math.inf:
+            yield f"{name} must be above 0, got {value}"
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is, a single value as a list of it."""
+    return value if isinstance(value, list) else [value]
