@@ -29,7 +29,7 @@ from vlmoe.train.command_line import LATEST
 from vlmoe.train.manifest import damage, write_manifest
 
 if TYPE_CHECKING:
-    from vlmoe.train.loop import Run
+    from vlmoe.train.state import Run
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"

@@ -32,8 +32,8 @@ from vlmoe.train.charts import draw_curves, write_router
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
 from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.log import read_log
-from vlmoe.train.loop import Run
 from vlmoe.train.questions import DRAW_SEED
+from vlmoe.train.state import Run
 
 FOUND = "lr_find.json"
 

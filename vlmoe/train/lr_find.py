@@ -31,7 +31,8 @@ from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
 from vlmoe.train.directory import FOUND
 from vlmoe.train.guard import UNDECODABLE, Stop
-from vlmoe.train.loop import Run, answer_loss, train
+from vlmoe.train.loop import answer_loss, train
+from vlmoe.train.state import Run
 
 STEPS = 100
 TOO_HIGH = 2.0

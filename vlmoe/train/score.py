@@ -12,7 +12,7 @@ from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.score import Scored, check_sound, score
 from vlmoe.train import ranks
 from vlmoe.train.directory import RunDirectory
-from vlmoe.train.loop import Run
+from vlmoe.train.state import Run
 
 
 def score_together(run: Run, examples: Mixture, description: str) -> list[Scored]:

@@ -25,7 +25,7 @@ from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.guard import Health, LeftOut
 from vlmoe.train.log import Log, check_tracker, start_tracking
-from vlmoe.train.loop import Run
+from vlmoe.train.state import Run
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
