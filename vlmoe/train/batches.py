@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture, picture_keys, shares
-from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.task import Task
 from vlmoe.train.grouping import grouped, runs, split
 from vlmoe.train.stop import ignore_signals
 from vlmoe.train.undecodable import Tolerant, TolerantCollate
@@ -155,7 +155,7 @@ def make_order(
 
 def pieces(
     examples: Sequence[Example],
-    collator: Collator,
+    task: Task,
     order: StepOrder | MixedOrder,
     steps: range,
     *,
@@ -181,7 +181,7 @@ def pieces(
     loader = DataLoader(
         tolerant,
         batch_sampler=chosen,
-        collate_fn=TolerantCollate(collator.training, tolerant),
+        collate_fn=TolerantCollate(task.training, tolerant),
         num_workers=workers,
         worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # else it draws from the generator that dropout uses

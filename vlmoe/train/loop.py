@@ -20,7 +20,7 @@ from vlmoe.adapter.routing import LayerRouting, RoutingRecorder, summary
 from vlmoe.data.example import Example
 from vlmoe.models.forward import logits_at
 from vlmoe.optim.recipe import clip_gates
-from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.task import Task
 from vlmoe.train import ranks
 from vlmoe.train.balance import piece_weights
 from vlmoe.train.batches import make_order, pieces
@@ -41,7 +41,7 @@ class Run:
         accelerator: devices and precision.
         model: the adapted model; only adapters have gradients.
         wrapped: what a step calls: the model, wrapped if there are several processes.
-        collator: makes its batches.
+        task: what its questions are.
         optimizer: experts and gates as groups of their own.
         schedule: of the learning rates, one tick for each step.
         log: where each logged step goes.
@@ -62,7 +62,7 @@ class Run:
     accelerator: Accelerator
     model: PeftModel
     wrapped: torch.nn.Module
-    collator: Collator
+    task: Task
     optimizer: AcceleratedOptimizer
     schedule: LRScheduler
     log: Log
@@ -124,7 +124,7 @@ def train(
     )
     batches = pieces(
         examples,
-        run.collator,
+        run.task,
         order,
         range(run.done, run.steps),
         grad_accum=accum,
