@@ -16,6 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With several workers, tests of a group go to one of them; without xdist there is none."""
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadgroup"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave tests marked ``gpu`` out where there is none."""
     if not torch.cuda.is_available():

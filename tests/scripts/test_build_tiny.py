@@ -24,7 +24,7 @@ from vlmoe.lessons.lessons import (
     word_drill,
 )
 from vlmoe.lessons.stages import STAGES
-from vlmoe.models import llava
+from vlmoe.models import load
 from vlmoe.models.load import load_base
 
 
@@ -52,7 +52,7 @@ def test_same_command_same_bytes(built, tmp_path):
 @pytest.mark.slow
 @pytest.mark.xdist_group("build_tiny")
 def test_shipped_files_are_those_the_script_makes(built):
-    shipped = Path(llava.__file__).parent / "tiny"
+    shipped = Path(load.__file__).parent / "tiny"
     for name in ("tokenizer.json", "processor_config.json", "config.json"):
         assert json.loads(built[name]) == json.loads((shipped / name).read_text()), name
 

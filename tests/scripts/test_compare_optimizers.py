@@ -16,7 +16,7 @@ from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
 from vlmoe.files import write_text
-from vlmoe.tasks.metrics import Z95
+from vlmoe.tasks.columns import Z95
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from tests.scripts.conftest import script
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.models.load import load_base
-from vlmoe.tasks.predict import Predictor
-from vlmoe.tasks.score import score
 from vlmoe.train import setup
 from vlmoe.train.config import build, read_yaml
 from vlmoe.train.directory import RunDirectory
@@ -43,18 +41,18 @@ def test_losses_and_accuracy_are_those_of_the_full_version(tmp_path, capsys):
     assert len(examples) < STEPS * config.batch_size  # so a step crosses from epoch to epoch
     accelerator = setup.make_accelerator(config)
     base = load_base(config.model)
-    collator = setup.make_collator(base, config)
+    task = setup.make_task(base, config)
     torch.manual_seed(config.seed)
     model = setup.adapt(base.model, config)
 
     def accuracy() -> float:
-        scored = score(Predictor(model, collator), held, batch_size=8)
+        scored = task.answers(model, held, batch_size=8)
         return sum(bool(item.correct) for item in scored) / len(scored)
 
     before = accuracy()
     with RunDirectory(tmp_path / "run") as directory:
         directory.start(config, [])
-        full = setup.make_run(config, accelerator, model, collator, len(examples), directory)
+        full = setup.make_run(config, accelerator, model, task, len(examples), directory)
         train(full, examples)
         wanted = [row["loss"] for row in full.log.rows()]
     assert losses == pytest.approx(wanted, rel=1e-4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmoe.files import write_json, write_jsonl
 from vlmoe.study.plan import CELLS, Cell, Study
-from vlmoe.tasks.metrics import wilson
+from vlmoe.tasks.columns import wilson
 
 QUESTIONS = 200
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from vlmoe.data.example import Example
+from vlmoe.tasks.columns import wilson
 from vlmoe.tasks.metrics import (
     accuracy_line,
     circular_line,
     metrics,
     prediction_rows,
-    wilson,
     write_report,
 )
 from vlmoe.tasks.predict import Prediction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlmoe.tasks.metrics import wilson
+from vlmoe.tasks.columns import wilson
 from vlmoe.train.card import model_card
 from vlmoe.train.config import TrainConfig
 

@@ -19,6 +19,7 @@ from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.multiple_choice import MultipleChoice
 from vlmoe.tasks.prompt import PROMPTS
 from vlmoe.train import setup
 from vlmoe.train.batches import piece_weights
@@ -51,7 +52,9 @@ def make_run(base: Base, folder: Path, **settings) -> Run:
     directory.start(config, [])
     model = setup.adapt(base.model, config)
     accelerator = setup.make_accelerator(config)
-    return setup.make_run(config, accelerator, model, Collator.of(base.reader), 9, directory)
+    return setup.make_run(
+        config, accelerator, model, MultipleChoice(Collator.of(base.reader)), 9, directory
+    )
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def test_a_trial_has_its_own_length_and_is_gone_with_the_block(base, tmp_path, m
     model = setup.adapt(base.model, config)
     accelerator = setup.make_accelerator(config)
     with setup.trial_run(
-        config, accelerator, model, Collator.of(base.reader), 9, steps=2, lr=0.5
+        config, accelerator, model, MultipleChoice(Collator.of(base.reader)), 9, steps=2, lr=0.5
     ) as run:
         assert (run.steps, run.config.save_steps, run.config.lr) == (2, 0, 0.5)
         train(run, examples())
@@ -221,7 +224,8 @@ def test_sharing_changes_no_step(base, tmp_path, monkeypatch):
         run = make_run(again, tmp_path / name, batch_size=12, grad_accum=2, dropout=0.0,
                        balance_loss=0.1, gate_lr=0.01, max_steps=4)  # fmt: skip
         if name == "alone":
-            run.collator = replace(run.collator, sharing_fault="as a test has it")
+            alone = replace(run.task.collator, sharing_fault="as a test has it")
+            run.task = replace(run.task, collator=alone)
         train(run, siblings())
         rows = run.log.rows()
         adapters = [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
@@ -258,9 +262,9 @@ def test_grouped_steps_are_the_same_however_cut(base, tmp_path, together):
 def test_together_is_refused_by_name_where_it_would_not_be_exact(base):
     base.model.config.text_config.is_causal = False
     with pytest.raises(UserError, match=r"--questions-per-image all: .* tokens that come after"):
-        setup.make_collator(base, TrainConfig(questions_per_image="all"))
-    assert setup.make_collator(base, TrainConfig()).sharing_fault
-    assert setup.make_collator(base, TrainConfig(pack_tokens=99)).row_tokens == 99
+        setup.make_task(base, TrainConfig(questions_per_image="all"))
+    assert setup.make_task(base, TrainConfig()).sharing_fault
+    assert setup.make_task(base, TrainConfig(pack_tokens=99)).collator.row_tokens == 99
 
 
 TOWERS = ["vision"] * 2 + ["language"] * 3

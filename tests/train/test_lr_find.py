@@ -59,13 +59,13 @@ def test_weights_and_randomness_are_as_before(settings, optim):
     config = build({**settings, "optim": optim, "lr": "find", "damping": 0.01})
     accelerator = setup.make_accelerator(config)
     base = load_base(config.model, dtype="fp32", quantize="none", device=accelerator.device)
-    collator = setup.make_collator(base, config)
+    task = setup.make_task(base, config)
     examples = load_mixture(locate_all(config.dataset), "train")
     torch.manual_seed(0)
     with adapted(base, config) as model:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         drawn = torch.random.get_rng_state()
-        found = find_lr(config, accelerator, model, collator, examples)
+        found = find_lr(config, accelerator, model, task, examples)
         assert torch.equal(drawn, torch.random.get_rng_state())
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name]), name

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from vlmoe.data.dataset import ExampleDataset, load_split, read_manifest
-from vlmoe.data.example import Example
+from vlmoe.data.example import UNLABELLED, Example
 from vlmoe.errors import UserError
 
 PROPORTIONAL = "proportional"
@@ -45,6 +45,11 @@ class Mixture(Sequence[Example]):
     def answers(self) -> list[int]:
         """The index of every right option, in order."""
         return [answer for part in self.parts.values() for answer in part.answers]
+
+    @property
+    def labelled(self) -> list[bool]:
+        """Of every question, in order, whether its answer is known."""
+        return [answer != UNLABELLED for answer in self.answers]
 
     @property
     def image_keys(self) -> list[tuple[str, str] | None]:

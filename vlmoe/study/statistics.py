@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from vlmoe.tasks.metrics import Z95
+from vlmoe.tasks.columns import Z95
 
 # Student's t, two-sided 95%, by degrees of freedom; the last stands for all above.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,

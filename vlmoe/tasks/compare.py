@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe.errors import UserError
-from vlmoe.tasks.metrics import METRICS, wilson
+from vlmoe.tasks.columns import wilson
+from vlmoe.tasks.metrics import METRICS
 
 PREDICTIONS = "predictions.jsonl"
 # Of a report's settings: what makes other answers of the same questions to the same model.

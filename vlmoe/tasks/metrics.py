@@ -1,14 +1,14 @@
-"""Accuracy with its uncertainty: numbers, files, and the one line every run ends with."""
+"""What a report of scores holds: numbers, files, and the one line every run ends with."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmoe.data.example import Example
 from vlmoe.files import write_json, write_jsonl
+from vlmoe.tasks.columns import mean, summary
 
 if TYPE_CHECKING:  # they import torch, which comparing two runs does not need
     from vlmoe.tasks.predict import Prediction
@@ -16,22 +16,6 @@ if TYPE_CHECKING:  # they import torch, which comparing two runs does not need
 
 METRICS = "metrics.json"
 SUBMISSION = "submission.jsonl"
-Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
-
-
-def wilson(correct: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927), which stays inside [0, 1].
-
-    Raises:
-        ValueError: no trials, or more successes than trials.
-    """
-    if not 0 <= correct <= count or count == 0:
-        raise ValueError(f"{correct} of {count} is no proportion")
-    share = correct / count
-    scale = 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -57,7 +41,7 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
     if not labelled:
         raise ValueError("no question has an answer to compare with")
     numbers = {
-        **_summary(labelled),
+        **summary(labelled),
         "by_category": _by(labelled, lambda example: example.category),
         "unparsed": sum(
             item.prediction.choice is None and not item.unanswered for item in labelled
@@ -80,41 +64,18 @@ def _by(scored: Sequence[Scored], key: Callable[[Example], str]) -> dict[str, An
     parts: dict[str, list[Scored]] = {}
     for item in scored:
         parts.setdefault(key(item.example), []).append(item)
-    return {name: _summary(parts[name]) for name in sorted(parts)}
-
-
-def _summary(scored: Sequence[Scored]) -> dict[str, Any]:
-    correct, count = sum(bool(item.correct) for item in scored), len(scored)
-    numbers = {
-        "accuracy": correct / count,
-        "n": count,
-        "ci95": list(wilson(correct, count)),
-        "chance": sum(item.chance for item in scored) / count,
-    }
-    if all(item.rotations for item in scored):
-        correct = sum(bool(item.correct_circular) for item in scored)
-        numbers |= {
-            "accuracy_circular": correct / count,
-            "ci95_circular": list(wilson(correct, count)),
-            "chance_circular": sum(item.chance_circular for item in scored) / count,
-        }
-    return numbers
+    return {name: summary(parts[name]) for name in sorted(parts)}
 
 
 def _group(scored: Sequence[Scored]) -> dict[str, Any]:
     categories = sorted({item.example.category for item in scored})
-    summaries = [
-        _summary([item for item in scored if item.example.category == category])
+    parts = [
+        summary([item for item in scored if item.example.category == category])
         for category in categories
     ]
-    means = {
-        name: sum(numbers[name] for numbers in summaries) / len(summaries)
-        for name in ("accuracy", "chance", "accuracy_circular", "chance_circular")
-        if name in summaries[0]
-    }
     return {
-        "over_samples": _summary(scored),
-        "over_categories": {**means, "n": len(scored), "categories": categories},
+        "over_samples": summary(scored),
+        "over_categories": {**mean(parts), "n": len(scored), "categories": categories},
     }
 
 

@@ -3,63 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
+from vlmoe.tasks.columns import COLUMNS
 
-def table(columns: Mapping[str, dict[str, Any]]) -> str:
+
+def table(models: Mapping[str, dict[str, Any]]) -> str:
     """Accuracies side by side, with their intervals.
 
     Rows are all questions, each dataset if there are several, each group both ways, and each
     category; last ones count the answers that name no option, and the questions that could not be
-    answered, if there are any. A scored model has one column, two if it was asked in rotations.
+    answered, if there are any.
+
+    Args:
+        models: the numbers of each (``metrics``), by the name it is to have.
     """
-    models = list(columns.values())
-    first = models[0]
-    rows = [["", "n", "chance", *_headings(columns)], _row("all", models)]
-    for group in first.get("by_group", {}):
-        for way in ("over_samples", "over_categories"):
-            label = f"{group}, {way.replace('_', ' ')}"
-            rows.append(_row(label, [numbers["by_group"][group][way] for numbers in models]))
-    for breakdown in ("by_dataset", "by_category"):
-        rows += [
-            _row(name, [numbers[breakdown][name] for numbers in models])
-            for name in first.get(breakdown, ())
-        ]
-    for what in ("unparsed", "unanswered"):
-        if any(numbers.get(what) for numbers in models):
-            counts = [
-                [str(numbers.get(what, 0)), *([""] if "accuracy_circular" in numbers else [])]
-                for numbers in models
-            ]
-            rows.append([what, "", "", *(cell for cells in counts for cell in cells)])
-    return align(rows)
-
-
-def _headings(columns: Mapping[str, dict[str, Any]]) -> list[str]:
-    names: list[str] = []
-    for name, numbers in columns.items():
-        names.append(name)
-        if "accuracy_circular" in numbers:
-            names.append(f"{name}, circular")
-    return names
-
-
-def _row(name: str, models: Sequence[dict[str, Any]]) -> list[str]:
-    cells = [
-        _cell(numbers, suffix)
-        for numbers in models
-        for suffix in ("", "_circular")
-        if f"accuracy{suffix}" in numbers
+    scored = list(models.values())
+    first = scored[0]
+    shared = [column for column in COLUMNS if not column.of_model]
+    own = [
+        (name, column)
+        for name, numbers in models.items()
+        for column in COLUMNS
+        if column.of_model and column.cell(numbers) is not None
     ]
-    return [name, str(models[0]["n"]), f"{models[0]['chance']:.3f}", *cells]
 
+    def row(label: str, *path: str) -> list[str]:
+        """The cells of the numbers at a path into each model's."""
+        parts = {name: reduce(getitem, path, numbers) for name, numbers in models.items()}
+        cells = [column.cell(next(iter(parts.values()))) for column in shared]
+        cells += [column.cell(parts[name]) for name, column in own]
+        return [label, *(cell or "" for cell in cells)]
 
-def _cell(numbers: dict[str, Any], suffix: str = "") -> str:
-    """Accuracy and its interval; a mean over categories has none."""
-    accuracy, interval = numbers[f"accuracy{suffix}"], numbers.get(f"ci95{suffix}")
-    if interval is None:
-        return f"{accuracy:.3f}" + " " * len(" (0.000-0.000)")
-    return f"{accuracy:.3f} ({interval[0]:.3f}-{interval[1]:.3f})"
+    headings = [column.heading for column in shared]
+    headings += [", ".join(filter(None, [name, column.heading])) for name, column in own]
+    rows = [["", *headings], row("all")]
+    for group in first.get("by_group", {}):
+        rows += [
+            row(f"{group}, {way.replace('_', ' ')}", "by_group", group, way)
+            for way in ("over_samples", "over_categories")
+        ]
+    for breakdown in ("by_dataset", "by_category"):
+        rows += [row(name, breakdown, name) for name in first.get(breakdown, ())]
+    for what in ("unparsed", "unanswered"):
+        if any(numbers.get(what) for numbers in scored):
+            counts = [
+                str(models[name].get(what, 0)) if not column.heading else "" for name, column in own
+            ]
+            rows.append([what, *("" for _ in shared), *counts])
+    return align(rows)
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

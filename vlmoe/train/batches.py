@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture, picture_keys, shares
-from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.task import Task
 from vlmoe.train.guard import Tolerant, TolerantCollate, ignore_signals
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ def make_order(
 
 def pieces(
     examples: Sequence[Example],
-    collator: Collator,
+    task: Task,
     order: StepOrder | MixedOrder,
     steps: range,
     *,
@@ -182,7 +182,7 @@ def pieces(
     loader = DataLoader(
         tolerant,
         batch_sampler=chosen,
-        collate_fn=TolerantCollate(collator.training, tolerant),
+        collate_fn=TolerantCollate(task.training, tolerant),
         num_workers=workers,
         worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # else it draws from the generator that dropout uses

@@ -15,8 +15,8 @@ from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.models.forward import use_attention
 from vlmoe.models.load import Base, checkpoint_activations, load_base
-from vlmoe.tasks.metrics import accuracy_line, metrics, unanswered_lines
-from vlmoe.tasks.table import table
+from vlmoe.tasks.metrics import unanswered_lines
+from vlmoe.tasks.task import trainable
 from vlmoe.train import init_adapter, ranks, setup
 from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.fingerprint import fingerprint
@@ -26,7 +26,7 @@ from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.plan import plan, plan_of_shape
-from vlmoe.train.questions import check_lengths, check_pictures, to_score, trainable
+from vlmoe.train.questions import check_pictures, tell_misfits, to_score
 from vlmoe.train.score import score_both, validator
 
 
@@ -67,11 +67,11 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 device=accelerator.device,
             )
         use_attention(base.model, config.attention)
-        collator = setup.make_collator(base, config)
+        task = setup.make_task(base, config)
         questions = load_mixture(data, "train")
-        check_pictures(accelerator, collator, config.model, questions, validation, test)
-        examples, skipped = trainable(questions, collator)
-        check_lengths(collator, validation, test, say=accelerator.print)
+        check_pictures(accelerator, base.reader, config.model, questions, validation, test)
+        examples, skipped = trainable(task, questions)
+        tell_misfits(task, validation, test, say=accelerator.print)
 
         torch.manual_seed(config.seed)
         with adapted(base, config) as model:
@@ -79,12 +79,12 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 init_adapter.start_from(started_from, model)
                 accelerator.print(f"starting from the adapter in {started_from}")
             if config.dry_run:
-                accelerator.print(plan(config, accelerator, model, collator, examples))
+                accelerator.print(plan(config, accelerator, model, task, base.reader, examples))
                 return False
             accelerator.print(adapter_table(model))
             accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
-            if collator.sharing_fault:
-                accelerator.print(f"questions share no image tokens: {collator.sharing_fault}")
+            if task.sharing_fault:
+                accelerator.print(f"questions share no image tokens: {task.sharing_fault}")
             for reason in not_scored.values():
                 accelerator.print(reason)
             count = accelerator.num_processes
@@ -92,7 +92,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
 
             found = None
             if config.lr == FIND:
-                found = find_lr(config, accelerator, model, collator, examples)
+                found = find_lr(config, accelerator, model, task, examples)
                 config = dataclasses.replace(config, lr=found.lr)
                 accelerator.print(f"--lr {found.lr:g}: {found.reason}")
             directory.start(config, skipped)
@@ -104,7 +104,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 config,
                 accelerator,
                 model,
-                collator,
+                task,
                 len(examples),
                 directory,
                 data=fingerprint(examples),
@@ -129,13 +129,13 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 return True
             scored, base_scored = score_both(run, test)
             if accelerator.is_main_process:
-                numbers, base_numbers = metrics(scored), metrics(base_scored)
+                numbers, base_numbers = task.metrics(scored), task.metrics(base_scored)
                 directory.finish(run, scored, numbers, base_numbers, not_scored)
                 for line in unanswered_lines(scored):
                     print(line)
-                print(table({"base": base_numbers, "adapter": numbers}))
+                print(task.table({"base": base_numbers, "adapter": numbers}))
                 print(f"run written to {directory.path}")
-                print(accuracy_line(numbers))
+                print(task.line(numbers))
     return True
 
 

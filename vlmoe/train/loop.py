@@ -215,7 +215,7 @@ def _batches(
     accum = config.pieces_on(world)
     made = pieces(
         examples,
-        run.collator,
+        run.task,
         make_order(
             examples, config.mix, config.batch_size, config.seed, config.questions_per_image
         ),

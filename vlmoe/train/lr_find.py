@@ -25,7 +25,7 @@ from vlmoe.errors import Diverged, UserError
 from vlmoe.figure import write_png
 from vlmoe.files import write_json
 from vlmoe.optim.families import parse
-from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.task import Task
 from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
 from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
@@ -63,7 +63,7 @@ def find_lr(
     config: TrainConfig,
     accelerator: Accelerator,
     model: PeftModel,
-    collator: Collator,
+    task: Task,
     examples: Mixture,
 ) -> Found:
     """Train a few steps at rising rates from the weights as they are, and put them back.
@@ -85,7 +85,7 @@ def find_lr(
     with (
         torch.random.fork_rng(devices),
         setup.trial_run(
-            config, accelerator, model, collator, len(seen),
+            config, accelerator, model, task, len(seen),
             steps=STEPS, lr=low, log_steps=STEPS, eval_steps=1, max_bad_steps=1,
         ) as run,
     ):  # fmt: skip
@@ -175,7 +175,7 @@ class _Watch(Stop):
                 for name, value in part.items()
                 if name != UNDECODABLE
             }
-            for part in pieces(held, run.collator, whole, range(1), grad_accum=accum)
+            for part in pieces(held, run.task, whole, range(1), grad_accum=accum)
         ]
 
     @property

@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
 from vlmoe.data.mix import Mixture
-from vlmoe.models.family import family_of
+from vlmoe.models.family import Reader, family_of
 from vlmoe.models.load import resolve_dtype
 from vlmoe.models.random import ANSWER_TOKENS, random_model, size_config
 from vlmoe.optim.families import parse
-from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.task import Task
 from vlmoe.train import setup
 from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.config import TrainConfig, shape_of
@@ -77,7 +77,8 @@ def plan(
     config: TrainConfig,
     accelerator: Accelerator,
     model: PeftModel,
-    collator: Collator,
+    task: Task,
+    reader: Reader,
     examples: Mixture,
 ) -> str:
     """The plan for a model and data that are there, after a few steps on trial."""
@@ -86,7 +87,7 @@ def plan(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with setup.trial_run(
-        config, accelerator, model, collator, len(examples),
+        config, accelerator, model, task, len(examples),
         steps=TRIAL_STEPS, lr=None if config.lr == FIND else config.lr, log_steps=1, eval_steps=0,
     ) as run:  # fmt: skip
         train(run, examples)
@@ -111,18 +112,18 @@ def plan(
             examples, config.mix, config.batch_size, config.seed, config.questions_per_image
         )
         accum = config.pieces_on(devices)
-        piece = next(pieces(examples, collator, order, range(1), grad_accum=accum, world=devices))
+        piece = next(pieces(examples, task, order, range(1), grad_accum=accum, world=devices))
         peak = piece_peak(model, {name: value.to(device) for name, value in piece.items()})
     memory["activations of a piece"] = peak
     lengths = [
-        collator.length(examples.text(at), picture=examples.image_key(at) is not None)
+        task.length(examples.text(at), picture=examples.image_key(at) is not None)
         for at in range(len(examples))
     ]
     lines = {
         "model": f"{config.model}{_quantized(config)}",
         "questions": f"{len(examples):,} to train on",
         "tokens a question": f"{statistics.mean(lengths):.0f} on average, at most {max(lengths)}; "
-        f"{_picture(collator)} of them the picture",
+        f"{_picture(reader)} of them the picture",
         **_steps(config, devices, len(examples)),
     }
     # The first step compiles and fills caches.
@@ -145,8 +146,8 @@ def _steps(config: TrainConfig, devices: int, questions: int | None) -> dict[str
     return {"a step": step, "steps": f"{steps}, which is {epochs:.2f} epochs"}
 
 
-def _picture(collator: Collator) -> int:
-    return len(collator.reader.picture_tokens(None)) if collator.reader.image_token else 0
+def _picture(reader: Reader) -> int:
+    return 0 if reader.image_token is None else len(reader.picture_tokens(None))
 
 
 def _moments(config: TrainConfig) -> int:

@@ -9,46 +9,14 @@ from accelerate import Accelerator
 
 from vlmoe.choices import NONE
 from vlmoe.data.dataset import read_manifest
-from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mix import Mixture, draw, load_mixture
 from vlmoe.errors import UserError
-from vlmoe.tasks.collator import Collator
+from vlmoe.models.family import Reader
+from vlmoe.tasks.task import Task, misfits
 from vlmoe.train import ranks
 from vlmoe.train.config import TrainConfig
 
 DRAW_SEED = 0
-
-
-def trainable(examples: Mixture, collator: Collator) -> tuple[Mixture, list[dict[str, str]]]:
-    """Leave out questions without an answer, and those too long for the model.
-
-    Returns:
-        The questions to train on; dataset, id and reason of the others.
-
-    Raises:
-        UserError: of one of the datasets nothing is left.
-    """
-    keep, skipped = [], []
-    for at in range(len(examples)):
-        example = examples.text(at)
-        picture = examples.image_key(at) is not None
-        reason = None
-        if example.answer == UNLABELLED:
-            reason = "no answer"
-        elif collator.length(example, picture=picture) > collator.max_length:
-            reason = f"more tokens than the model takes ({collator.max_length})"
-        if reason:
-            skipped.append({"dataset": example.dataset, "id": example.id, "reason": reason})
-        else:
-            keep.append(at)
-    chosen = examples.select(keep) if skipped else examples
-    for name, part in chosen.parts.items():
-        if not part:
-            raise UserError(
-                f"no question of {examples.parts[name].directory} can be trained on: they have "
-                f"no answer, or do not fit into the model's {collator.max_length} tokens"
-            )
-    return chosen, skipped
 
 
 def scorable(data: Mapping[str, Path], split: str, count: int) -> Mixture | None:
@@ -59,7 +27,7 @@ def scorable(data: Mapping[str, Path], split: str, count: int) -> Mixture | None
     if not any(split in read_manifest(folder)["splits"] for folder in data.values()):
         return None
     examples = load_mixture(data, split, everywhere=False)
-    answered = [at for at, answer in enumerate(examples.answers) if answer != UNLABELLED]
+    answered = [at for at, labelled in enumerate(examples.labelled) if labelled]
     return draw(examples.select(answered), count, DRAW_SEED) if answered else None
 
 
@@ -85,34 +53,23 @@ def to_score(
     return found["validation"], found["test"], reasons
 
 
-def check_lengths(
-    collator: Collator, *parts: Mixture | None, say: Callable[[str], None] = print
-) -> None:
+def tell_misfits(task: Task, *parts: Mixture | None, say: Callable[[str], None] = print) -> None:
     """Say what would only come to light while scoring, after hours of training.
 
     A question that does not fit the model stays among those that are scored, as a wrong one.
     """
-
-    def fits(part: Mixture, at: int) -> bool:
-        try:
-            length = collator.length(part.text(at), picture=part.image_key(at) is not None)
-        except UserError:  # more options than letters
-            return False
-        return length <= collator.max_length
-
     for part in filter(None, parts):
-        long = [part.text(at).id for at in range(len(part)) if not fits(part, at)]
-        if long:
+        if long := misfits(task, part):
             say(
                 f"{len(long)} of {len(part)} questions to be scored have more tokens than the "
-                f"model takes ({collator.max_length}) or more options than it has letters for, "
+                f"model takes ({task.max_length}) or more options than it has letters for, "
                 f"such as {', '.join(long[:3])}: they count as wrong; take them out of the "
                 "dataset, or shorten them"
             )
 
 
 def check_pictures(
-    accelerator: Accelerator, collator: Collator, model: str, *parts: Mixture | None
+    accelerator: Accelerator, reader: Reader, model: str, *parts: Mixture | None
 ) -> None:
     """Whether the base can be shown what there is, and in the way it is spread over processes.
 
@@ -122,7 +79,7 @@ def check_pictures(
         UserError: there are pictures, and the base reads text alone; or there are questions without
             a picture, and the model is sharded.
     """
-    if collator.reader.image_token is None:
+    if reader.image_token is None:
         for part in filter(None, parts):
             shown = [at for at in range(len(part)) if part.image_key(at) is not None]
             if shown:

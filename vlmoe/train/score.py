@@ -7,9 +7,8 @@ from collections.abc import Callable
 from vlmoe.data.mix import Mixture
 from vlmoe.errors import UserError
 from vlmoe.finite import NotFinite, TrainedAway, not_finite, refuse
-from vlmoe.tasks.metrics import metrics, unanswered_lines
-from vlmoe.tasks.predict import Predictor
-from vlmoe.tasks.score import Scored, check_sound, score
+from vlmoe.tasks.metrics import unanswered_lines
+from vlmoe.tasks.score import Scored, check_sound
 from vlmoe.train import ranks
 from vlmoe.train.directory import RunDirectory
 from vlmoe.train.state import Run
@@ -24,8 +23,8 @@ def score_together(run: Run, examples: Mixture, description: str) -> list[Scored
     """
 
     def answers(examples: Mixture) -> list[Scored]:
-        return score(
-            Predictor(run.wrapped if sharded else run.model, run.collator),
+        return run.task.answers(
+            run.wrapped if sharded else run.model,
             examples,
             batch_size=run.config.eval_batch_size,
             workers=run.config.workers,
@@ -66,17 +65,7 @@ def validator(run: Run, examples: Mixture, directory: RunDirectory) -> Callable[
         scored = score_together(run, examples, f"validate, step {step}")
         for line in unanswered_lines(scored):
             run.accelerator.print(line)
-        numbers = metrics(scored)
-        run.log.write(
-            {
-                "step": step,
-                "validation_accuracy": numbers["accuracy"],
-                "validation_ci95": numbers["ci95"],
-                "validation_n": numbers["n"],
-                "chance": numbers["chance"],
-                **({"unanswered": count} if (count := numbers["unanswered"]) else {}),
-            }
-        )
+        run.log.write({"step": step, **run.task.validation(run.task.metrics(scored))})
         directory.draw(run)
 
     return validate

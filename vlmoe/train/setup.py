@@ -20,6 +20,8 @@ from vlmoe.errors import UserError
 from vlmoe.models.load import Base, checkpoint_activations, resolve_device, resolve_dtype
 from vlmoe.optim.recipe import build_optimizer, linear_schedule
 from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.multiple_choice import MultipleChoice
+from vlmoe.tasks.task import Task
 from vlmoe.train import checkpoint, ranks
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.directory import RunDirectory
@@ -68,8 +70,8 @@ def open_directory(
     return directory
 
 
-def make_collator(base: Base, config: TrainConfig) -> Collator:
-    """What makes the run's batches.
+def make_task(base: Base, config: TrainConfig) -> Task:
+    """What the run's questions are, to its base.
 
     Raises:
         UserError: questions about a picture are to come together, but must not share its tokens.
@@ -80,7 +82,7 @@ def make_collator(base: Base, config: TrainConfig) -> Collator:
             f"--questions-per-image {config.questions_per_image}: {collator.sharing_fault}, so "
             "questions about a picture would not be what each is alone; leave it at 1"
         )
-    return replace(collator, row_tokens=config.pack_tokens)
+    return MultipleChoice(replace(collator, row_tokens=config.pack_tokens))
 
 
 def adapt(model: Any, config: TrainConfig) -> PeftModel:
@@ -115,7 +117,7 @@ def make_run(
     config: TrainConfig,
     accelerator: Accelerator,
     model: PeftModel,
-    collator: Collator,
+    task: Task,
     questions: int,
     directory: RunDirectory,
     *,
@@ -125,7 +127,7 @@ def make_run(
     """Optimizer, schedule and log; and the state of the checkpoint if the run is resumed.
 
     Args:
-        config, accelerator, model, collator, directory: what it is made of.
+        config, accelerator, model, task, directory: what it is made of.
         questions: there are to train on.
         data: their fingerprint.
         tell: gets every line of the log.
@@ -155,7 +157,7 @@ def make_run(
         accelerator,
         model,
         wrapped,
-        collator,
+        task,
         optimizer,
         schedule,
         Log(directory.log, writes=False),
@@ -192,7 +194,7 @@ def trial_run(
     config: TrainConfig,
     accelerator: Accelerator,
     model: PeftModel,
-    collator: Collator,
+    task: Task,
     questions: int,
     *,
     steps: int,
@@ -201,7 +203,7 @@ def trial_run(
     """A run of a few steps with these settings, neither saved nor tracked, gone with the block.
 
     Args:
-        config, accelerator, model, collator, questions: as for ``make_run``.
+        config, accelerator, model, task, questions: as for ``make_run``.
         steps: it has.
         settings: what else is otherwise than in ``config``.
     """
@@ -211,7 +213,7 @@ def trial_run(
         RunDirectory(Path(folder) / "trial", writes=accelerator.is_main_process) as directory,
     ):
         directory.start(trial, [])
-        yield make_run(trial, accelerator, model, collator, questions, directory)
+        yield make_run(trial, accelerator, model, task, questions, directory)
 
 
 def _longer(run: Run) -> dict[str, Any] | None:

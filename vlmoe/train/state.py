@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder
-from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.task import Task
 from vlmoe.train import ranks
 from vlmoe.train.config import TrainConfig
 from vlmoe.train.guard import (
@@ -32,7 +32,7 @@ class Run:
         accelerator: devices and precision.
         model: the adapted model; only adapters have gradients.
         wrapped: what a step calls: the model, wrapped if there are several processes.
-        collator: makes its batches.
+        task: what its questions are.
         optimizer: experts and gates as groups of their own.
         schedule: of the learning rates, one tick for each step.
         log: where each logged step goes.
@@ -54,7 +54,7 @@ class Run:
     accelerator: Accelerator
     model: PeftModel
     wrapped: torch.nn.Module
-    collator: Collator
+    task: Task
     optimizer: AcceleratedOptimizer
     schedule: LRScheduler
     log: Log

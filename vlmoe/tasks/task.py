@@ -1,0 +1,104 @@
+"""What a question is: all that a run knows of its questions, whatever they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vlmoe.data.example import Example
+from vlmoe.data.mix import Mixture
+from vlmoe.errors import UserError
+from vlmoe.tasks.score import Scored
+
+
+class Task(Protocol):
+    """One kind of question: how it is put, what is taught, how an answer is read and judged."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence that the base takes, pictures included."""
+
+    @property
+    def sharing_fault(self) -> str | None:
+        """Why questions must not share tokens with this base, if they must not."""
+
+    def training(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Questions with their answers, as ``forward.logits_at`` takes them.
+
+        Targets may be of unequal length: ``labels`` holds the tokens that are taught, in any shape,
+        and ``read_at``, of the same shape, where in the flattened rows the states stand that
+        predict them.
+        """
+
+    def length(self, example: Example, *, picture: bool) -> int:
+        """Tokens of a question with its answer. Raises ``UserError`` if it cannot be put at all."""
+
+    def answers(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        workers: int = 0,
+        description: str = "score",
+    ) -> list[Scored]:
+        """What a model answers, in order; see ``score.score``."""
+
+    def metrics(self, scored: Sequence[Scored]) -> dict[str, Any]:
+        """How right the answers are, in numbers, for ``metrics.json``."""
+
+    def validation(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Of those numbers, what the log of a run keeps of a validation."""
+
+    def table(self, models: Mapping[str, dict[str, Any]]) -> str:
+        """The numbers of several models side by side, to be read."""
+
+    def line(self, numbers: Mapping[str, Any]) -> str:
+        """The one line that a run ends with."""
+
+
+def trainable(task: Task, examples: Mixture) -> tuple[Mixture, list[dict[str, str]]]:
+    """Leave out questions without an answer, and those too long for the model.
+
+    Returns:
+        The questions to train on; dataset, id and reason of the others.
+
+    Raises:
+        UserError: of one of the datasets nothing is left.
+    """
+    keep, skipped = [], []
+    for at, labelled in enumerate(examples.labelled):
+        example = examples.text(at)
+        picture = examples.image_key(at) is not None
+        reason = None
+        if not labelled:
+            reason = "no answer"
+        elif task.length(example, picture=picture) > task.max_length:
+            reason = f"more tokens than the model takes ({task.max_length})"
+        if reason:
+            skipped.append({"dataset": example.dataset, "id": example.id, "reason": reason})
+        else:
+            keep.append(at)
+    chosen = examples.select(keep) if skipped else examples
+    for name, part in chosen.parts.items():
+        if not part:
+            raise UserError(
+                f"no question of {examples.parts[name].directory} can be trained on: they have "
+                f"no answer, or do not fit into the model's {task.max_length} tokens"
+            )
+    return chosen, skipped
+
+
+def misfits(task: Task, examples: Mixture) -> list[str]:
+    """The ids of questions that do not fit the model: they stay, and count as wrong."""
+
+    def fits(at: int) -> bool:
+        try:
+            length = task.length(examples.text(at), picture=examples.image_key(at) is not None)
+        except UserError:  # such as more options than letters
+            return False
+        return length <= task.max_length
+
+    return [examples.text(at).id for at in range(len(examples)) if not fits(at)]
