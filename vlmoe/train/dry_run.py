@@ -22,7 +22,8 @@ from vlmoe.tasks.task import Task
 from vlmoe.train import setup
 from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.config import TrainConfig, shape_of
-from vlmoe.train.footprint import (
+from vlmoe.train.loop import train
+from vlmoe.train.memory import (
     MIB,
     WORDS,
     base_bytes,
@@ -32,7 +33,6 @@ from vlmoe.train.footprint import (
     random_piece,
     trained_bytes,
 )
-from vlmoe.train.loop import train
 
 TRIAL_STEPS = 3
 
