@@ -45,7 +45,7 @@ from vlmoe.tasks.metrics import (
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
 from vlmoe.tasks.table import table
-from vlmoe.train.runs import BASE, NONE, common_base, name_adapters
+from vlmoe.train.runs import BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
 # flag and --compare need none of it.
@@ -235,7 +235,6 @@ def models(
 def common_setting(name: str, folders: dict[str, Path]) -> str:
     """What all adapters were trained with; training's default where that is not known."""
     from vlmoe.train.config import TrainConfig
-    from vlmoe.train.directory import settings_of
 
     default = getattr(TrainConfig(), name)
     values = {label: settings_of(folder).get(name, default) for label, folder in folders.items()}

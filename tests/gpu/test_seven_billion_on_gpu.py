@@ -61,9 +61,6 @@ def test_one_question_at_a_time_fits_a_budget_of_24_gb_and_is_told_beforehand():
         optimizer.zero_grad()
     peak = torch.cuda.max_memory_allocated()
     assert peak < BUDGET
-    told = (
-        dry_run.plan_of_shape(config, setup.make_accelerator(config))
-        .split("together")[1]
-        .split()[0]
-    )
+    plan = dry_run.plan_of_shape(config, setup.make_accelerator(config))
+    told = plan.split("together")[1].split()[0]
     assert float(told.replace(",", "")) * memory.MIB == pytest.approx(peak, rel=0.2)

@@ -21,8 +21,7 @@ from vlmoe.data.dataset import load_split
 from vlmoe.data.mix import load_mixture
 from vlmoe.errors import Diverged, UserError
 from vlmoe.optim.riemannian import RiemannianSGD
-from vlmoe.train.checkpoint import found
-from vlmoe.train.manifest import damage, write_manifest
+from vlmoe.train.checkpoint import damage, found, write_manifest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

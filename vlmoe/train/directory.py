@@ -29,7 +29,7 @@ from vlmoe.tasks.score import Scored
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.charts import draw_curves, write_router
-from vlmoe.train.config import CONFIG_FILE, TrainConfig, read_yaml, to_yaml
+from vlmoe.train.config import CONFIG_FILE, TrainConfig, to_yaml
 from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.log import read_log
 from vlmoe.train.questions import DRAW_SEED
@@ -266,20 +266,3 @@ def _scoring_settings(config: TrainConfig, scored: int) -> dict[str, Any]:
         "limit": scored if scored == config.test_questions else 0,
         "seed": DRAW_SEED,
     }
-
-
-def settings_of(adapter: Path) -> dict[str, Any]:
-    """The settings of the run that an adapter's directory lies in, empty if it lies in none.
-
-    Args:
-        adapter: ``RUN/adapter`` or ``RUN/checkpoints/step-N/adapter``.
-
-    Raises:
-        UserError: the run's settings cannot be read.
-    """
-    folder = adapter.absolute()
-    if folder.name != checkpoint.ADAPTER:
-        return {}
-    run = folder.parents[2] if folder.parents[1].name == checkpoint.CHECKPOINTS else folder.parent
-    file = run / CONFIG_FILE
-    return read_yaml(file) if file.is_file() else {}

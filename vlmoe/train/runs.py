@@ -1,13 +1,17 @@
-"""Several trained adapters side by side: their names, and the base they share."""
+"""Finished runs, as users of their adapters find them: names, settings, the base they share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlmoe.choices import DEFAULT_MODEL
 from vlmoe.errors import UserError
+from vlmoe.train.config import CONFIG_FILE, read_yaml
 
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
 NONE = "none"  # what --adapter calls the bare base
 BASE = "base"  # what tables, directories and menus call it
 
@@ -17,7 +21,7 @@ def name_adapters(given: Sequence[str]) -> dict[str, str]:
     if repeated := sorted({path for path in given if given.count(path) > 1}):
         raise UserError(f"--adapter {repeated[0]} is given twice")
     names = [
-        path.parent.absolute().name if path.name == "adapter" else path.absolute().name
+        path.parent.absolute().name if path.name == ADAPTER else path.absolute().name
         for path in map(Path, given)
     ]
     return {
@@ -38,3 +42,20 @@ def common_base(folders: dict[str, Path]) -> str:
             "calls, or say with --model which base to put them on"
         )
     return next(iter(bases.values()), DEFAULT_MODEL)
+
+
+def settings_of(adapter: Path) -> dict[str, Any]:
+    """The settings of the run that an adapter's directory lies in, empty if it lies in none.
+
+    Args:
+        adapter: ``RUN/adapter`` or ``RUN/checkpoints/step-N/adapter``.
+
+    Raises:
+        UserError: the run's settings cannot be read.
+    """
+    folder = adapter.absolute()
+    if folder.name != ADAPTER:
+        return {}
+    run = folder.parents[2] if folder.parents[1].name == CHECKPOINTS else folder.parent
+    file = run / CONFIG_FILE
+    return read_yaml(file) if file.is_file() else {}

@@ -41,7 +41,7 @@ class Run:
         left_out: questions whose pictures fail to decode.
         questions: there are to train on.
         steps: in all.
-        data: their fingerprint, see ``vlmoe.train.fingerprint``; None leaves it unchecked.
+        data: their fingerprint, see ``vlmoe.train.questions``; None leaves it unchecked.
         planned_before: steps in all when the checkpoint was made that the run goes on from, if
             that is known.
         done: of them, before this process (a resumed run).

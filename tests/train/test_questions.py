@@ -8,7 +8,7 @@ import pytest
 
 from tests.scripts.conftest import dataset_directory  # noqa: F401
 from vlmoe.data.mix import Mixture, load_mixture
-from vlmoe.train.fingerprint import fingerprint
+from vlmoe.train.questions import fingerprint
 
 
 @pytest.fixture
