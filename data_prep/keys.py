@@ -95,6 +95,8 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
     read = Read()
     left: dict[str, str] = {}  # a key's plain form -> the key as it stands
     for name, value in item.items():
+        if _plain(name) in _LISTS and value in ([], {}):
+            continue  # other tools write an empty list where there is none
         if not empty(value) and item[left.setdefault(_plain(name), name)] != value:
             first = named(left[_plain(name)])
             raise Fault(f"keys {first} and {named(name)} say different things")
@@ -118,6 +120,9 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
             else:
                 read.values[key] = item[name]
     if letters and "choices" in keys and "choices" not in read.values:
+        behind = [key for key in LETTERS[len(letters) :] if not empty(item.get(key))]
+        if behind:
+            raise Fault(f"option {behind[0]} is there, but {LETTERS[len(letters)]} is not")
         read.values["choices"] = [item[letter] for letter in letters]
         read.notes.append("keys 'A', 'B', ... read as 'choices'")
         left = {plain: name for plain, name in left.items() if name not in letters}
@@ -274,6 +279,7 @@ def _seems_picture(value: Any) -> bool:
 _PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _BASE64_STARTS = ("/9j/4", "ivborw0kggo")  # of a JPEG and a PNG, case aside
 LONGEST_PATH = 1024
+_LISTS = ("image", *KEYS["image"].same, *KEYS["image"].instead, *NOT_PICTURES)
 _PLAIN_FORM = ("question", "choices", "answer")
 
 
