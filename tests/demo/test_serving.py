@@ -381,7 +381,7 @@ def test_password_files(tmp_path, auth, words):
     [
         (["--adapter", "/nowhere/run"], "there is no adapter at /nowhere/run"),
         (["--adapter", "none", "--queue", "0", "--time-limit", "-1"], "--queue must be above 0"),
-        (["--adapter", "none", "--max-client-mb", "1"], "--max-client-mb must be 12 at least"),
+        (["--adapter", "none", "--max-client-mb", "1"], "--max-client-mb must be 13 at least"),
         (
             ["--adapter", "none", "--allowed-host", "http://x"],
             "--allowed-host 'http://x' is no host",

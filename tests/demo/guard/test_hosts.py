@@ -25,8 +25,10 @@ def test_names_of_ours(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["", "evil.example", "evil.example:7860", "localhost.evil.example", "[::2]", "[", "x@y"]
-)
+    "host",
+    ["", "evil.example", "evil.example:7860", "localhost.evil.example", "[::2]", "[", "x@y",
+             "me@localhost", "localhost/x", "localhost#x", "localhost?x", "localhost\\x"]
+)  # fmt: skip
 def test_names_that_are_not(host):
     assert status({"host": host}) == 400
 
@@ -44,7 +46,8 @@ def test_own_addresses_where_all_are_listened_to():
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_origins(method):
     assert status({"origin": "http://localhost:7860"}, method) == 200
-    for foreign in ("http://evil.example", "null", "http://localhost:1", "http://evil.localhost"):
+    for foreign in ("http://evil.example", "null", "http://localhost:1", "http://evil.localhost",
+                    "", "http://[", "http://[::1", "http://a]b"):  # fmt: skip
         assert status({"origin": foreign}, method) == 403
     secure = {"host": "localhost", "origin": "https://localhost"}
     assert status(secure, method) == 200  # a proxy with TLS before it

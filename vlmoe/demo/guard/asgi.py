@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -61,15 +60,15 @@ def without(scope: Scope, names: Iterable[str]) -> Headers:
 
 
 def cookies(scope: Scope) -> dict[str, str]:
-    """The request's cookies by name."""
-    jar: SimpleCookie = SimpleCookie()
-    for key, value in scope["headers"]:
-        if key == b"cookie":
-            try:
-                jar.load(value.decode("latin-1"))
-            except CookieError:
-                continue
-    return {name: one.value for name, one in jar.items()}
+    """The request's cookies by name, read as the application behind the guards reads them.
+
+    Another program on the same host may have set any; Python's own parser drops all for one that
+    it does not like.
+    """
+    from starlette.requests import cookie_parser  # Starlette comes with Gradio
+
+    sent = [value.decode("latin-1") for key, value in scope["headers"] if key == b"cookie"]
+    return cookie_parser("; ".join(sent))
 
 
 def address(scope: Scope) -> str:

@@ -88,7 +88,7 @@ class Hosts:
 
     def _refuse_foreign(self, scope: Scope, host: str) -> None:
         origin = header(scope, "origin")
-        if origin is not None and _place(urlsplit(origin).netloc) != _place(host):
+        if origin is not None and _place(_netloc(origin)) != _place(host):
             raise Refused(403, "Pages of other sites may not use this server.")
         # A browser names no origin where a page merely fetches, but says whose page it is.
         if header(scope, "sec-fetch-site") in ("cross-site", "same-site"):
@@ -110,7 +110,12 @@ def believed(given: str, proxies: Sequence[Network]) -> bool:
 
 
 def name_of(host: str) -> str:
-    """The name in a ``Host`` header, without port: small letters, no brackets, no last dot."""
+    """The name in a ``Host`` header, without port: small letters, no brackets, no last dot.
+
+    Nothing where there is more than a name and a port: it would be a part of our own URL.
+    """
+    if set(host) & set("/\\@?# "):
+        return ""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -130,6 +135,14 @@ def network(given: str) -> Network:
         return ipaddress.ip_network(given)
     except ValueError as error:
         raise UserError(f"--trusted-proxy takes an address or a network: {error}") from error
+
+
+def _netloc(url: str) -> str:
+    """Host and port of a URL; nothing if it is none, which is no host of ours either."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _place(host: str) -> str:
