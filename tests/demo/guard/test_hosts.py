@@ -95,6 +95,22 @@ def test_a_trusted_proxy_does():
     assert ask(guard, request(headers=foreign)).status == 400
 
 
+def test_whom_a_proxy_names_in_a_header_of_its_own():
+    """HAProxy adds a line, others a port; what the visitor says himself stands before that."""
+    for said, visitor in (
+        (["6.6.6.6", "9.9.9.9"], "9.9.9.9"),
+        (["6.6.6.6, 9.9.9.9:1234", "127.0.0.2:80"], "9.9.9.9"),
+        (["[2001:db8::1]:443"], "2001:db8::1"),
+        (["2001:db8::1"], "2001:db8::1"),
+        ([" , "], "127.0.0.1"),
+    ):
+        inner = Inner()
+        scope = request()
+        scope["headers"] += [(b"x-forwarded-for", one.encode()) for one in said]
+        ask(Hosts(inner, {"localhost"}, proxies=[network("127.0.0.0/8")]), scope)
+        assert inner.scopes[0]["client"][0] == visitor
+
+
 def test_public_links_are_secure():
     inner = Inner()
     ask(Hosts(inner, {"localhost"}, secure={"localhost"}), request())

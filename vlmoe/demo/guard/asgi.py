@@ -53,6 +53,13 @@ def header(scope: Scope, name: str) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), None)
 
 
+def every(scope: Scope, name: str) -> list[str]:
+    """The parts between commas of all headers of this name, as if they were one."""
+    wanted = name.encode()
+    sent = ",".join(value.decode("latin-1") for key, value in scope["headers"] if key == wanted)
+    return [part for one in sent.split(",") if (part := one.strip())]
+
+
 def without(scope: Scope, names: Iterable[str]) -> Headers:
     """The request's headers but for those of these names."""
     gone = {name.encode() for name in names}
@@ -78,6 +85,13 @@ def address(scope: Scope) -> str:
     """
     given = (scope.get("client") or ("unknown", 0))[0]
     return counted(given)
+
+
+def without_port(given: str) -> str:
+    """An address as some proxies write it, ``1.2.3.4:5678`` or ``[::1]:80``, without the port."""
+    if given.startswith("["):
+        return given[1:].partition("]")[0]
+    return given.partition(":")[0] if given.count(":") == 1 else given
 
 
 def counted(given: str) -> str:

@@ -7,7 +7,17 @@ import socket
 from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
-from vlmoe.demo.guard.asgi import App, Receive, Refused, Scope, Send, header, without
+from vlmoe.demo.guard.asgi import (
+    App,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    every,
+    header,
+    without,
+    without_port,
+)
 from vlmoe.errors import UserError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -71,12 +81,10 @@ class Hosts:
         sent = {**scope, "headers": without(scope, FORWARDED)}
         if not believed((scope.get("client") or ("", 0))[0], self.proxies):
             return sent
-        # Each proxy adds at the end whom it had the request from; what stands before the last
-        # one that is none of ours may be anything.
-        way = [one.strip() for one in (header(scope, "x-forwarded-for") or "").split(",")]
-        visitor = next(
-            (one for one in reversed(way) if one and not believed(one, self.proxies)), None
-        )
+        # Each proxy adds at the end whom it had the request from, some in a header of their own;
+        # what stands before the last one that is none of ours may be anything.
+        way = map(without_port, reversed(every(scope, "x-forwarded-for")))
+        visitor = next((one for one in way if not believed(one, self.proxies)), None)
         if visitor is not None:
             sent["client"] = (visitor, 0)
         scheme = _first(header(scope, "x-forwarded-proto"))
@@ -114,7 +122,7 @@ def name_of(host: str) -> str:
 
     Nothing where there is more than a name and a port: it would be a part of our own URL.
     """
-    if set(host) & set("/\\@?# "):
+    if set(host) & set("/\\@?#* "):
         return ""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
