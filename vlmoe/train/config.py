@@ -37,7 +37,7 @@ from vlmoe.data.registry import label, names_of
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser, hint, unknown_value
 from vlmoe.optim.families import GATE_LR, OPTIMIZERS, in_words
-from vlmoe.optim.options import option_faults
+from vlmoe.optim.options import LARGEST, option_faults
 from vlmoe.tasks.prompt import PROMPTS
 from vlmoe.train.kinds import Kind, kind_of
 
@@ -453,12 +453,16 @@ def _range_faults(config: TrainConfig):
     for name in ("eval_steps", "eval_questions", "test_questions", "save_steps",
                  "keep_checkpoints", "workers", "balance_loss", "seed"):  # fmt: skip
         value = getattr(config, name)
-        if value != NONE and not 0 <= value < float("inf"):
+        if value != NONE and not value >= 0:
             yield f"{name} must not be negative, got {value}"
     for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours"):
         value = getattr(config, name)
-        if value not in (None, FIND) and not 0 < value < float("inf"):
+        if value not in (None, FIND) and not value > 0:
             yield f"{name} must be above 0, got {value}"
+    for name in ("lr", "alpha", "gate_clip", "epochs", "max_hours", "balance_loss"):
+        value = getattr(config, name)
+        if value not in (None, FIND) and value > LARGEST:
+            yield f"{name} must be at most {LARGEST:g}, got {value}"
     if config.top_k > max(_listed(config.experts)):
         yield f"top_k {config.top_k} is above the number of experts {config.experts}"
     yield from option_faults({name: getattr(config, name) for name in OPTIONS})
