@@ -53,6 +53,13 @@ def test_flags_of_other_tools_and_slips(capsys, given, meant):
     )
 
 
+@pytest.mark.parametrize("given", [["--model", ""], ["--model="]])
+def test_an_empty_value_is_not_the_default(capsys, given):
+    """As ``--model "$MODEL"`` has it where there is no such variable."""
+    (line,) = ended(capsys, given)
+    assert line == "error: --model is empty: give a value, or leave it out"
+
+
 def test_all_of_them_at_once(capsys):
     lines = ended(capsys, ["--learning-rate", "1", "--lr", "2", "--zzz"])
     assert lines[0] == "error: 2 things to mend:"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
-from vlmoe.adapter.load import WEIGHTS_FILE
+from vlmoe.adapter.load import WEIGHTS_FILE, read_shapes
 from vlmoe.adapter.model import MoELoraModel
 from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
@@ -180,6 +180,7 @@ def copy_adapter(folder: Path, model: PeftModel) -> None:
         NotFinite: it holds NaN or infinity.
     """
     file = folder / WEIGHTS_FILE
+    read_shapes(folder)
     try:
         saved, live = load_file(file), get_peft_model_state_dict(model)
     except (OSError, SafetensorError) as error:
@@ -192,7 +193,7 @@ def copy_adapter(folder: Path, model: PeftModel) -> None:
     if odd:
         raise UserError(f"{file} does not fit the model: {', '.join(odd[:6])} ({len(odd)} tensors)")
     check_finite(
-        saved.items(),
+        ((name, value.to(live[name].dtype)) for name, value in saved.items()),
         f"the adapter {folder}",
         "take one from before it came apart, such as an earlier checkpoint's (--resume PATH)",
     )

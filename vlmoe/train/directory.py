@@ -98,13 +98,18 @@ class RunDirectory:
         )
 
     def start(self, config: TrainConfig, skipped: Sequence[dict[str, str]]) -> None:
-        """Make the directory, with the settings and the questions that cannot be trained on."""
+        """Make the directory, with the settings and the questions that cannot be trained on.
+
+        The settings of a run that goes on are left as they were until it is known that it can go
+        on with the new ones: else a refused ``--resume`` would change what the next one does.
+        """
         if not self.writes:
             return
         with writing(str(self.path)):
             make_folder(self.path)
             self._take()
-            self.note_settings(config)
+            if self.checkpoint is None:
+                self.note_settings(config)
         self.leave_out(skipped)
 
     def note_settings(self, config: TrainConfig) -> None:

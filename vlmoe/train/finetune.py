@@ -109,6 +109,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 data=fingerprint(examples),
                 tell=teller(config.total_steps(len(examples))),
             )
+            directory.note_settings(config)
             with Stop(config.max_hours, breaks=accelerator.num_processes == 1) as stop:
                 stopped = train(
                     run,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from vlmoe.choices import ALL, FIND, NONE
 from vlmoe.flags import unknown_value
+from vlmoe.optim.options import LARGEST
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,28 @@ def at_least_one(settings: object, *names: str) -> Iterator[str]:
 
 
 def not_negative(settings: object, *names: str) -> Iterator[str]:
-    """Settings of these names that are negative."""
+    """Settings of these names that are negative, or too large for float32."""
     for name in names:
         value = getattr(settings, name)
-        if value != NONE and not 0 <= value < math.inf:
+        if value != NONE and not value >= 0:
             yield f"{name} must not be negative, got {value}"
+        elif value != NONE:
+            yield from _too_large(name, value)
 
 
 def above_zero(settings: object, *names: str) -> Iterator[str]:
-    """Settings of these names that are zero or less."""
+    """Settings of these names that are zero or less, or too large for float32."""
     for name in names:
         value = getattr(settings, name)
-        if value not in (None, FIND) and not 0 < value < math.inf:
+        if value not in (None, FIND) and not value > 0:
             yield f"{name} must be above 0, got {value}"
+        elif value not in (None, FIND):
+            yield from _too_large(name, value)
+
+
+def _too_large(name: str, value: float) -> Iterator[str]:
+    if value > LARGEST:
+        yield f"{name} must be at most {LARGEST:g}, got {value}"
 
 
 def listed(value: Any) -> list[Any]:
