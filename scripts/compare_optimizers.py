@@ -96,7 +96,7 @@ def trainer(study: Study, folder: Path):
     """What trains one run after the other, with one base as long as they share it."""
     from vlmoe.models.load import Base, load_base, resolve_device
     from vlmoe.train.config import CONFIG_FILE
-    from vlmoe.train.finetune import finetune
+    from vlmoe.train.run import finetune
 
     bases: dict[tuple[str, ...], Base] = {}
 

@@ -17,7 +17,7 @@ from vlmoe.train.command_line import from_command_line
 def main(argv: Sequence[str] | None = None) -> None:
     config, resume = from_command_line(argv, __doc__)
     # It takes seconds: --help and a mistyped flag answer before it.
-    from vlmoe.train.finetune import finetune
+    from vlmoe.train.run import finetune
 
     finetune(config, resume)
 

@@ -103,6 +103,18 @@ def adapt(model: Any, config: TrainConfig) -> PeftModel:
     return get_peft_model(model, settings)
 
 
+@contextmanager
+def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
+    """The base with experts in both towers, and at the end of the block without them again."""
+    model = adapt(base.model, config)
+    try:
+        yield model
+    finally:
+        model.unload()
+        if config.gradient_checkpointing:
+            checkpoint_activations(base.model, on=False)
+
+
 def optimizer_options(config: TrainConfig) -> dict[str, Any]:
     """What the settings say to ``build_optimizer`` beside the rates."""
     return {

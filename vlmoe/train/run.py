@@ -1,32 +1,29 @@
-"""A whole run: from settings to an adapter and its scores."""
+"""A whole run: load, adapt, train, score; from settings to an adapter and its numbers."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from peft import PeftModel
 
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.models.forward import use_attention
-from vlmoe.models.load import Base, checkpoint_activations, load_base
+from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.metrics import unanswered_lines
 from vlmoe.tasks.task import trainable
 from vlmoe.train import init_adapter, ranks, setup
 from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.dry_run import plan, plan_of_shape
+from vlmoe.train.evaluation import score_both, validator
 from vlmoe.train.guard import Stop
 from vlmoe.train.log import teller
 from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.questions import check_pictures, fingerprint, tell_misfits, to_score
-from vlmoe.train.score import score_both, validator
 
 
 def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:
@@ -45,60 +42,61 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         UserError: something in the settings, the data or the run directory does not do.
     """
     accelerator = setup.make_accelerator(config)
+    say = accelerator.print
     if shape_of(config.model):
-        accelerator.print(plan_of_shape(config, accelerator))
+        say(plan_of_shape(config, accelerator))
         return False
     with (
         ranks.together(accelerator),
         explained(config, accelerator.num_processes),
         setup.open_directory(config, accelerator, resume) as directory,
     ):
+        # What can be refused before the base is loaded, which takes long.
         data = locate_all(config.dataset)
-        started_from = None
+        given = None
         if config.init_adapter and directory.checkpoint is None:
-            started_from = init_adapter.check(config)
+            given = init_adapter.check(config)
         validation, test, not_scored = to_score(config, data)
-        if base is None:
-            base = load_base(
-                config.model,
-                dtype=config.dtype,
-                quantize=config.quantize,
-                device=accelerator.device,
-            )
+
+        # Load the base, and put its questions.
+        base = base or load_base(
+            config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
+        )
         use_attention(base.model, config.attention)
         task = setup.make_task(base, config)
         questions = load_mixture(data, "train")
         check_pictures(accelerator, base.reader, config.model, questions, validation, test)
         examples, skipped = trainable(task, questions)
-        tell_misfits(task, validation, test, say=accelerator.print)
+        tell_misfits(task, validation, test, say=say)
 
+        # Adapt it.
         torch.manual_seed(config.seed)
-        with adapted(base, config) as model:
-            if started_from:
-                init_adapter.start_from(started_from, model)
-                accelerator.print(f"starting from the adapter in {started_from}")
+        with setup.adapted(base, config) as model:
+            if given:
+                init_adapter.start_from(given, model)
+                say(f"starting from the adapter in {given}")
             if config.dry_run:
-                accelerator.print(plan(config, accelerator, model, task, base.reader, examples))
+                say(plan(config, accelerator, model, task, base.reader, examples))
                 return False
-            accelerator.print(adapter_table(model))
-            accelerator.print(f"{len(examples)} questions to train on, {len(skipped)} left out")
+            say(adapter_table(model))
+            say(f"{len(examples)} questions to train on, {len(skipped)} left out")
             if task.sharing_fault:
-                accelerator.print(f"questions share no image tokens: {task.sharing_fault}")
+                say(f"questions share no image tokens: {task.sharing_fault}")
             for reason in not_scored.values():
-                accelerator.print(reason)
+                say(reason)
             count = accelerator.num_processes
-            accelerator.print(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}")
+            say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}")
 
+            # Rates, optimizer, and where all of it is written.
             found = None
             if config.lr == FIND:
                 found = find_lr(config, accelerator, model, task, examples)
-                config = dataclasses.replace(config, lr=found.lr)
-                accelerator.print(f"--lr {found.lr:g}: {found.reason}")
+                config = replace(config, lr=found.lr)
+                say(f"--lr {found.lr:g}: {found.reason}")
             directory.start(config, skipped)
             if found and accelerator.is_main_process:
                 write_found(found, config, directory.path)
                 directory.note_settings(config)
-
             run = setup.make_run(
                 config,
                 accelerator,
@@ -110,6 +108,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 tell=teller(config.total_steps(len(examples))),
             )
             directory.note_settings(config)
+
+            # Train.
             with Stop(config.max_hours, breaks=accelerator.num_processes == 1) as stop:
                 stopped = train(
                     run,
@@ -119,13 +119,14 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                     stop=stop,
                 )
             if stopped:
-                accelerator.print(f"stopped by {stopped}; go on with\n{directory.resume_command}")
+                say(f"stopped by {stopped}; go on with\n{directory.resume_command}")
                 return False
-
             directory.save_adapter(model, base.name)
+
+            # Score, with the adapter and without.
             if test is None:
                 directory.finish_unscored(run, not_scored)
-                accelerator.print(f"run written to {directory.path}\n{not_scored['test']}")
+                say(f"run written to {directory.path}\n{not_scored['test']}")
                 return True
             scored, base_scored = score_both(run, test)
             if accelerator.is_main_process:
@@ -137,15 +138,3 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 print(f"run written to {directory.path}")
                 print(task.line(numbers))
     return True
-
-
-@contextmanager
-def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
-    """The base with experts in both towers, and at the end of the block without them again."""
-    model = setup.adapt(base.model, config)
-    try:
-        yield model
-    finally:
-        model.unload()
-        if config.gradient_checkpointing:
-            checkpoint_activations(base.model, on=False)
