@@ -23,7 +23,7 @@ import yaml
 
 from vlmoe.errors import UserError, run_command
 from vlmoe.flags import Parser
-from vlmoe.study.plan import Cell, Study
+from vlmoe.study.design import Cell, Study
 from vlmoe.study.source import presets, read_study
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     # They take seconds: --help and a faulty study answer before them.
     from vlmoe.study.findings import find
-    from vlmoe.study.report import write_page
+    from vlmoe.study.page import write_page
     from vlmoe.study.run import begin, check_data, run
 
     if not args.report_only:

@@ -44,7 +44,7 @@ from vlmoe.tasks.metrics import (
     write_report,
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
-from vlmoe.tasks.table import table
+from vlmoe.tasks.table import score_table
 from vlmoe.train.runs import BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
@@ -201,7 +201,7 @@ def evaluate(args: argparse.Namespace) -> None:
             write_report(place, scored, numbers and numbers | beside)
 
     if columns:
-        print(table(columns))
+        print(score_table(columns))
     if args.limit:
         print(f"only {len(examples)} of {len(whole)} questions, drawn by --seed {args.seed}")
     if args.blank_images:

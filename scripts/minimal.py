@@ -106,7 +106,7 @@ def preconditioned(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grad(parameter: Tensor) -> Tensor:
-    """Its gradient, which must be there.                               vlmoe/adapter/report.py"""
+    """Its gradient, which must be there.                            vlmoe/adapter/gradients.py"""
     assert parameter.grad is not None
     return parameter.grad
 

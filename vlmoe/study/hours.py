@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
-from vlmoe.study.plan import Study
+from vlmoe.study.design import Study
 from vlmoe.tasks.table import align
 from vlmoe.train.config import TrainConfig
 

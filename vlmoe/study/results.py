@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmoe.errors import UserError
 from vlmoe.files import write_json, writing
-from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.tasks.compare import read_predictions
 from vlmoe.train.config import CONFIG_FILE, HARMLESS, build, read_yaml
 

@@ -15,7 +15,7 @@ from vlmoe.data.dataset import read_manifest
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import Busy, Diverged, UserError
 from vlmoe.files import to_json, write_text, writing
-from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.study.results import best_rate, check_settings, mark_diverged, read
 from vlmoe.train.lock import RunLock
 

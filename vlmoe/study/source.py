@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe.errors import UserError
-from vlmoe.study.plan import Study
+from vlmoe.study.design import Study
 from vlmoe.train.config import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"

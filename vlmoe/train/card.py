@@ -13,7 +13,7 @@ import yaml
 import vlmoe
 from vlmoe.models.load import TINY
 from vlmoe.tasks.metrics import accuracy_line
-from vlmoe.tasks.table import table
+from vlmoe.tasks.table import score_table
 from vlmoe.train.config import TrainConfig, to_yaml
 
 _NOT_LLAVA = (
@@ -102,7 +102,7 @@ def _accuracy(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[s
     return f"""## Accuracy on {scored} of {config.dataset}
 
 ```
-{table({"base": base_numbers, "adapter": numbers})}
+{score_table({"base": base_numbers, "adapter": numbers})}
 
 {accuracy_line(numbers)}
 ```

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from vlmoe.adapter.report import check_gradients
+from vlmoe.adapter.gradients import check_gradients
 from vlmoe.adapter.routing import summary
 from vlmoe.data.example import Example
 from vlmoe.models.forward import logits_at
@@ -68,7 +68,7 @@ def train(
         Why it ended before the last step, or None.
 
     Raises:
-        vlmoe.adapter.report.GradientError: an adapter got no gradient in the first step.
+        vlmoe.adapter.gradients.GradientError: an adapter got no gradient in the first step.
         UserError: steps in a row have a loss that is not a number, or too many pictures are
             broken.
     """

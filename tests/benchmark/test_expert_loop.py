@@ -7,7 +7,7 @@ import torch
 
 from tests.reference import reference_mixture
 from vlmoe.adapter import MoELoraConfig
-from vlmoe.benchmark.loop import LoopOverExperts
+from vlmoe.benchmark.expert_loop import LoopOverExperts
 
 
 @pytest.mark.parametrize("gate_rescale", ["none", "sqrt"])

@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from vlmoe.files import write_text, writing
+from vlmoe.study.design import ANYWHERE, CELLS, Study
 from vlmoe.study.findings import Findings, Row
 from vlmoe.study.pictures import draw
-from vlmoe.study.plan import ANYWHERE, CELLS, Study
 from vlmoe.study.results import Result
 from vlmoe.study.verdict import compared, edge_rates, verdict
 
@@ -140,7 +140,7 @@ def _rows(findings: Findings, condition: str, rows: dict[str, Row]) -> str:
         if paper:
             cells.append(str(paper.get(name, "")))
         lines.append(cells)
-    return table([heads, *lines])
+    return markdown_table([heads, *lines])
 
 
 def _differences(findings: Findings, condition: str, rows: dict[str, Row]) -> str:
@@ -158,7 +158,7 @@ def _differences(findings: Findings, condition: str, rows: dict[str, Row]) -> st
         return ""
     heads = ["points", "difference", "95% interval", "more than noise", "p of these runs"]
     return (
-        table([heads, *lines])
+        markdown_table([heads, *lines])
         + "\n\nThe interval is over seeds and questions. The p value, of a sign-flip test on the "
         "same questions, takes the runs as they are: a small one says that these adapters differ, "
         "not that the next seeds' will. More than noise is what both say at 95%, for each line by "
@@ -186,7 +186,7 @@ def _costs(study: Study, rows: dict[str, Row], folder: Path) -> str:
                 _of_towers(towers, "idle"),
             ]
         )
-    return table([heads, *lines])
+    return markdown_table([heads, *lines])
 
 
 def _of_towers(towers: Sequence[tuple[str, dict[str, Any]]], key: str) -> str:
@@ -216,10 +216,10 @@ def _every_run(findings: Findings, results: Sequence[Result]) -> str:
                 result.reason,
             ]
         )
-    return table([heads, *lines])
+    return markdown_table([heads, *lines])
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first row its head."""
     head, *body = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     ruler = ["---", *["---:"] * (len(head) - 1)]
