@@ -14,6 +14,7 @@ import vlmoe.train.loop
 import vlmoe.train.score
 from vlmoe.data import dataset
 from vlmoe.data.image import ImageError
+from vlmoe.tasks import multiple_choice
 from vlmoe.tasks.predict import Predictor
 from vlmoe.train import setup
 from vlmoe.train.tracking import Log
@@ -103,7 +104,7 @@ def second_process_reads_nothing() -> None:
             finally:
                 dataset.load_rgb = kept
 
-        score, vlmoe.train.score.score = vlmoe.train.score.score, score_blindly
+        score, multiple_choice.score = multiple_choice.score, score_blindly
 
 
 def at_call(number: int, function: Callable, then: Callable[[], None]) -> Callable:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 from vlmoe.data.mix import Mixture
+from vlmoe.files import to_json
 
 
 def fingerprint(examples: Mixture) -> str:
@@ -20,5 +20,5 @@ def fingerprint(examples: Mixture) -> str:
         for at in range(len(part)):
             one = part.text(at)
             row = [one.id, one.question, one.choices, one.answer, part.image_key(at)]
-            digest.update(json.dumps(row).encode() + b"\n")
+            digest.update(to_json(row).encode() + b"\n")
     return digest.hexdigest()
