@@ -45,7 +45,7 @@ from vlmoe.tasks.metrics import (
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
 from vlmoe.tasks.table import score_table
-from vlmoe.train.runs import BASE, NONE, common_base, name_adapters, settings_of
+from vlmoe.train.runs import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
 # flag and --compare need none of it.
@@ -270,7 +270,7 @@ def output_directories(
             places[label] = args.output if len(adapters) == 1 else args.output / plain
         elif Path(given).is_dir():
             folder = folders[label]
-            run = folder.parent if folder.name == "adapter" else folder
+            run = folder.parent if folder.name == ADAPTER else folder
             places[label] = run / "evaluate" / report
         else:
             places[label] = Path("runs") / "evaluate" / Path(given).name / report

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.models.test_shared import groups
 
+from tests.models.test_forward import groups
 from tests.models_for_tests import save_small_llava
 from vlmoe.models.forward import use_attention
 from vlmoe.models.load import load_base

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-import vlmoe.tasks.multiple_choice
 import vlmoe.train.checkpoint
 import vlmoe.train.loop
 from vlmoe.data import dataset
 from vlmoe.data.image import ImageError
+from vlmoe.tasks import multiple_choice
 from vlmoe.tasks.predict import Predictor
 from vlmoe.train import setup
 from vlmoe.train.log import Log
@@ -103,8 +103,7 @@ def second_process_reads_nothing() -> None:
             finally:
                 dataset.load_rgb = kept
 
-        task = vlmoe.tasks.multiple_choice
-        score, task.score = task.score, score_blindly
+        score, multiple_choice.score = multiple_choice.score, score_blindly
 
 
 def at_call(number: int, function: Callable, then: Callable[[], None]) -> Callable:

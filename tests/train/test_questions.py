@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 
 import pytest
@@ -19,6 +21,23 @@ def examples(dataset_directory) -> Mixture:  # noqa: F811
 def test_neither_name_nor_place(examples, dataset_directory, tmp_path):  # noqa: F811
     moved = shutil.copytree(dataset_directory, tmp_path / "elsewhere")
     assert fingerprint(load_mixture({"two": moved}, "train")) == fingerprint(examples)
+
+
+def test_checkpoints_of_earlier_versions_know_it(examples, monkeypatch):
+    """What it always was, in ASCII: a run that was begun before goes on."""
+    part = examples.parts["one"]
+    cell = type(part)._cell
+    monkeypatch.setattr(
+        type(part),
+        "_cell",
+        lambda self, column, index: "Où ?" if column == "question" else cell(self, column, index),
+    )
+    rows = [
+        [one.id, "Où ?", one.choices, one.answer, part.image_key(at)]
+        for at, one in enumerate(map(part.text, range(len(part))))
+    ]
+    text = f"{len(part)} questions\n" + "".join(json.dumps(row) + "\n" for row in rows)
+    assert fingerprint(examples) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_every_question_and_the_bounds_of_datasets(examples, dataset_directory):  # noqa: F811

@@ -24,7 +24,7 @@ from vlmoe.choices import SCORINGS
 from vlmoe.errors import UserError
 from vlmoe.files import make_folder, remove_leftovers, write_json, write_jsonl, write_text, writing
 from vlmoe.finite import TrainedAway
-from vlmoe.tasks.metrics import METRICS, SUBMISSION, write_report
+from vlmoe.tasks.metrics import METRICS, PREDICTIONS, SUBMISSION, write_report
 from vlmoe.tasks.score import Scored
 from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
@@ -33,6 +33,7 @@ from vlmoe.train.config import CONFIG_FILE, TrainConfig, to_yaml
 from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.log import read_log
 from vlmoe.train.questions import DRAW_SEED
+from vlmoe.train.runs import LOG
 from vlmoe.train.state import Run
 
 FOUND = "lr_find.json"
@@ -88,7 +89,7 @@ class RunDirectory:
 
     @property
     def log(self) -> Path:
-        return self.path / "log.jsonl"
+        return self.path / LOG
 
     @property
     def resume_command(self) -> str:
@@ -208,7 +209,7 @@ class RunDirectory:
             return
         self.draw(run)
         with self._writing("the results"):
-            for name in ("predictions.jsonl", SUBMISSION):  # of the same run when it was shorter
+            for name in (PREDICTIONS, SUBMISSION):  # of the same run when it was shorter
                 (self.path / name).unlink(missing_ok=True)
             write_json(self.path / METRICS, {"not_scored": dict(not_scored)})
             notes = self.notes(run.config)

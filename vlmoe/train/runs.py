@@ -12,6 +12,7 @@ from vlmoe.train.config import CONFIG_FILE, read_yaml
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
+LOG = "log.jsonl"
 NONE = "none"  # what --adapter calls the bare base
 BASE = "base"  # what tables, directories and menus call it
 

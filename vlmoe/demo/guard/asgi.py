@@ -7,9 +7,10 @@ can stand behind the same ones; what it must know of one is given to it.
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+
+from vlmoe.files import to_json
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -37,7 +38,7 @@ async def answer(
     send: Send, status: int, content: Any, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
     """Answer with JSON."""
-    body = json.dumps(content).encode()
+    body = to_json(content).encode()
     start: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
