@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(hours(study, folder, args.seconds_per_step))
         return
     # They take seconds: --help and a faulty study answer before them.
+    from vlmoe.study.execute import begin, check_data, run
     from vlmoe.study.findings import find
     from vlmoe.study.page import write_page
-    from vlmoe.study.run import begin, check_data, run
 
     if not args.report_only:
         check_data(study)

@@ -45,7 +45,7 @@ from vlmoe.tasks.metrics import (
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
 from vlmoe.tasks.table import score_table
-from vlmoe.train.runs import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
+from vlmoe.train.finished import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
 # flag and --compare need none of it.

@@ -17,7 +17,7 @@ from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.tasks.compare import read_predictions
 from vlmoe.tasks.metrics import METRICS
 from vlmoe.train.config import CONFIG_FILE, HARMLESS, build, read_yaml
-from vlmoe.train.runs import LOG
+from vlmoe.train.finished import LOG
 
 DIVERGED = "diverged.json"
 # Of what a resumed run may change, the numbers of questions change what is compared.

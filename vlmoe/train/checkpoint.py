@@ -27,7 +27,7 @@ from vlmoe.files import flush, make_folder, new_directory, write_json
 from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
 from vlmoe.train import ranks
 from vlmoe.train.command_line import LATEST
-from vlmoe.train.runs import ADAPTER, CHECKPOINTS
+from vlmoe.train.finished import ADAPTER, CHECKPOINTS
 
 if TYPE_CHECKING:
     from vlmoe.train.state import Run

@@ -30,10 +30,10 @@ from vlmoe.train import checkpoint
 from vlmoe.train.card import model_card
 from vlmoe.train.charts import draw_curves, write_router
 from vlmoe.train.config import CONFIG_FILE, TrainConfig, to_yaml
+from vlmoe.train.finished import LOG
 from vlmoe.train.lock import LOCK, RunLock
 from vlmoe.train.log import read_log
 from vlmoe.train.questions import DRAW_SEED
-from vlmoe.train.runs import LOG
 from vlmoe.train.state import Run
 
 FOUND = "lr_find.json"

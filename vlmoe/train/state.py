@@ -92,8 +92,10 @@ class Run:
         return step % self.config.log_steps == 0 or step in (1, self.steps)
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after a step: the last one's is what a longer run goes on
-        from. Not while steps are being skipped: the weights may be what is wrong."""
+        """Whether a checkpoint is due after a step; a longer run goes on from the last one's.
+
+        Not while steps are being skipped: the weights may be what is wrong.
+        """
         every = self.config.save_steps
         return bool(every) and (step % every == 0 or step == self.steps) and not self.health.streak
 

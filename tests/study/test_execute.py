@@ -8,11 +8,11 @@ from data_prep import shapes
 from tests.study.fabricated import finished, study
 from vlmoe.errors import Diverged, UserError
 from vlmoe.files import write_text
-from vlmoe.study import run as module
+from vlmoe.study import execute as module
 from vlmoe.study.design import CELLS
+from vlmoe.study.execute import begin, check_data, claimed, run, wanted
 from vlmoe.study.findings import find
 from vlmoe.study.results import mark_diverged, read
-from vlmoe.study.run import begin, check_data, claimed, run, wanted
 from vlmoe.train.config import CONFIG_FILE, to_yaml
 
 
