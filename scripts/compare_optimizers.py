@@ -95,8 +95,8 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
 def trainer(study: Study, folder: Path):
     """What trains one run after the other, with one base as long as they share it."""
     from vlmoe.models.load import Base, load_base, resolve_device
-    from vlmoe.train.config import CONFIG_FILE
     from vlmoe.train.run import finetune
+    from vlmoe.train.settings.config import CONFIG_FILE
 
     bases: dict[tuple[str, ...], Base] = {}
 

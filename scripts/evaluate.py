@@ -45,7 +45,7 @@ from vlmoe.tasks.metrics import (
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
 from vlmoe.tasks.table import score_table
-from vlmoe.train.finished import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
+from vlmoe.train.record.finished import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
 # flag and --compare need none of it.
@@ -234,7 +234,7 @@ def models(
 
 def common_setting(name: str, folders: dict[str, Path]) -> str:
     """What all adapters were trained with; training's default where that is not known."""
-    from vlmoe.train.config import TrainConfig
+    from vlmoe.train.settings.config import TrainConfig
 
     default = getattr(TrainConfig(), name)
     values = {label: settings_of(folder).get(name, default) for label, folder in folders.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmoe.errors import run_command
-from vlmoe.train.command_line import from_command_line
+from vlmoe.train.settings.command_line import from_command_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:

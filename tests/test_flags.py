@@ -13,7 +13,7 @@ import pytest
 from tests.scripts.conftest import script
 from vlmoe.flags import Parser, hint, nearest
 from vlmoe.optim.families import OPTIMIZERS
-from vlmoe.train.command_line import from_command_line
+from vlmoe.train.settings.command_line import from_command_line
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,8 +11,8 @@ from vlmoe.models.families.llava import LLAVA
 from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_model, size_config
 from vlmoe.optim.recipe import build_optimizer
 from vlmoe.train import dry_run, memory, setup
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.settings.config import TrainConfig
 
 pytestmark = pytest.mark.gpu
 

@@ -21,7 +21,7 @@ from vlmoe.data.dataset import load_split
 from vlmoe.data.mix import load_mixture
 from vlmoe.errors import Diverged, UserError
 from vlmoe.optim.riemannian import RiemannianSGD
-from vlmoe.train.checkpoint import damage, found, write_manifest
+from vlmoe.train.record.checkpoint import damage, found, write_manifest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.scripts.test_train_and_evaluate import GOAT, adapter_digest, losses
 from vlmoe.errors import UserError
-from vlmoe.train.checkpoint import write_manifest
+from vlmoe.train.record.checkpoint import write_manifest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 QUIET = ["--eval-steps", "0", "--test-questions", "none"]

@@ -11,7 +11,7 @@ from tests.study.fabricated import study
 from vlmoe.errors import UserError
 from vlmoe.files import write_text
 from vlmoe.study.source import presets, read_study
-from vlmoe.train.config import to_yaml
+from vlmoe.train.settings.config import to_yaml
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
 

@@ -13,7 +13,7 @@ from vlmoe.study.design import CELLS
 from vlmoe.study.execute import begin, check_data, claimed, run, wanted
 from vlmoe.study.findings import find
 from vlmoe.study.results import mark_diverged, read
-from vlmoe.train.config import CONFIG_FILE, to_yaml
+from vlmoe.train.settings.config import CONFIG_FILE, to_yaml
 
 
 def test_every_run_once_and_the_best_rates_when_they_are_known(tmp_path):

@@ -23,9 +23,9 @@ from vlmoe.tasks.multiple_choice import MultipleChoice
 from vlmoe.tasks.prompt import PROMPTS
 from vlmoe.train import setup
 from vlmoe.train.batches import piece_weights
-from vlmoe.train.config import TrainConfig
-from vlmoe.train.directory import RunDirectory
 from vlmoe.train.loop import answer_loss, train
+from vlmoe.train.record.directory import RunDirectory
+from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.state import Run
 
 

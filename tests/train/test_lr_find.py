@@ -14,9 +14,9 @@ from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
 from vlmoe.models.load import load_base
 from vlmoe.train import setup
-from vlmoe.train.config import build, read_yaml
 from vlmoe.train.lr_find import SHARE, _apart, find_lr, suggest
 from vlmoe.train.run import finetune
+from vlmoe.train.settings.config import build, read_yaml
 
 RATES = [10**power for power in range(-6, 2)]
 

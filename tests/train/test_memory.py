@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlmoe.models.random import random_model, size_config
 from vlmoe.train import memory, setup
-from vlmoe.train.command_line import from_command_line
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.memory import remedies
+from vlmoe.train.settings.command_line import from_command_line
+from vlmoe.train.settings.config import TrainConfig
 
 
 def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:

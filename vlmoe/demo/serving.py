@@ -26,7 +26,7 @@ from vlmoe.demo.uploads import removed_in_time
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser
 from vlmoe.models.load import resolve_device
-from vlmoe.train.finished import NONE, common_base, name_adapters
+from vlmoe.train.record.finished import NONE, common_base, name_adapters
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -25,7 +25,7 @@ from typing import Any
 from vlmoe.choices import NONE
 from vlmoe.errors import UserError
 from vlmoe.optim.families import Family, parse
-from vlmoe.train.config import TrainConfig, build
+from vlmoe.train.settings.config import TrainConfig, build
 
 CELLS = "cells"
 ANYWHERE = "all"  # the one condition of a study that names none

@@ -17,7 +17,7 @@ from vlmoe.errors import Busy, Diverged, UserError
 from vlmoe.files import to_json, write_text, writing
 from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.study.results import best_rate, check_settings, mark_diverged, read
-from vlmoe.train.lock import RunLock
+from vlmoe.train.record.lock import RunLock
 
 ASKED = "asked.yaml"
 CLAIMS = "claims"

@@ -16,8 +16,8 @@ from vlmoe.files import write_json, writing
 from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.tasks.compare import read_predictions
 from vlmoe.tasks.metrics import METRICS
-from vlmoe.train.config import CONFIG_FILE, HARMLESS, build, read_yaml
-from vlmoe.train.finished import LOG
+from vlmoe.train.record.finished import LOG
+from vlmoe.train.settings.config import CONFIG_FILE, HARMLESS, build, read_yaml
 
 DIVERGED = "diverged.json"
 # Of what a resumed run may change, the numbers of questions change what is compared.

@@ -21,7 +21,6 @@ from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import setup
 from vlmoe.train.batches import make_order, pieces
-from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.loop import train
 from vlmoe.train.memory import (
     MIB,
@@ -33,6 +32,7 @@ from vlmoe.train.memory import (
     random_piece,
     trained_bytes,
 )
+from vlmoe.train.settings.config import TrainConfig, shape_of
 
 TRIAL_STEPS = 3
 

@@ -10,7 +10,7 @@ from vlmoe.finite import NotFinite, TrainedAway, not_finite, refuse
 from vlmoe.tasks.metrics import unanswered_lines
 from vlmoe.tasks.score import Scored, check_sound
 from vlmoe.train import ranks
-from vlmoe.train.directory import RunDirectory
+from vlmoe.train.record.directory import RunDirectory
 from vlmoe.train.state import Run
 
 

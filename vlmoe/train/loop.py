@@ -20,7 +20,7 @@ from vlmoe.optim.recipe import clip_gates
 from vlmoe.train import ranks
 from vlmoe.train.batches import make_order, piece_weights, pieces
 from vlmoe.train.guard import UNDECODABLE, Interrupted, Stop, Undecodable, is_unsound
-from vlmoe.train.log import Clock
+from vlmoe.train.record.log import Clock
 from vlmoe.train.state import Run
 
 Batch = dict[str, Tensor]

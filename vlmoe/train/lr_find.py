@@ -28,10 +28,10 @@ from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
-from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
-from vlmoe.train.directory import FOUND
 from vlmoe.train.guard import UNDECODABLE, Stop
 from vlmoe.train.loop import answer_loss, train
+from vlmoe.train.record.directory import FOUND
+from vlmoe.train.settings.config import DEFAULT_PIECE, TrainConfig
 from vlmoe.train.state import Run
 
 STEPS = 100

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_iter
 
 from vlmoe.errors import UserError
 from vlmoe.models.random import ANSWER_TOKENS, random_batch
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.settings.config import TrainConfig
 
 WORDS = 64
 """Text tokens of a question, where there is no dataset to take them from."""

@@ -16,7 +16,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.family import Reader
 from vlmoe.tasks.task import Task, misfits
 from vlmoe.train import ranks
-from vlmoe.train.config import TrainConfig
+from vlmoe.train.settings.config import TrainConfig
 
 DRAW_SEED = 0
 

@@ -15,15 +15,15 @@ from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.metrics import unanswered_lines
 from vlmoe.tasks.task import trainable
 from vlmoe.train import init_adapter, ranks, setup
-from vlmoe.train.config import TrainConfig, shape_of
 from vlmoe.train.dry_run import plan, plan_of_shape
 from vlmoe.train.evaluation import score_both, validator
 from vlmoe.train.guard import Stop
-from vlmoe.train.log import teller
 from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
 from vlmoe.train.questions import check_pictures, fingerprint, tell_misfits, to_score
+from vlmoe.train.record.log import teller
+from vlmoe.train.settings.config import TrainConfig, shape_of
 
 
 def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:

@@ -22,11 +22,12 @@ from vlmoe.optim.recipe import build_optimizer, linear_schedule
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.multiple_choice import MultipleChoice
 from vlmoe.tasks.task import Task
-from vlmoe.train import checkpoint, ranks
-from vlmoe.train.config import TrainConfig
-from vlmoe.train.directory import RunDirectory
+from vlmoe.train import ranks
 from vlmoe.train.guard import Health, LeftOut
-from vlmoe.train.log import Log, check_tracker, start_tracking
+from vlmoe.train.record import checkpoint
+from vlmoe.train.record.directory import RunDirectory
+from vlmoe.train.record.log import Log, check_tracker, start_tracking
+from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.state import Run
 
 

@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from vlmoe.adapter.routing import LayerRouting, RoutingRecorder
 from vlmoe.tasks.task import Task
 from vlmoe.train import ranks
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.guard import (
     Health,
     LeftOut,
 )
-from vlmoe.train.log import Log
+from vlmoe.train.record.log import Log
+from vlmoe.train.settings.config import TrainConfig
 
 
 @dataclass

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import yaml
-
 from tests.train.test_train_config import faults
+
 from vlmoe.errors import UserError
-from vlmoe.train.command_line import field_docs, from_command_line
-from vlmoe.train.config import TrainConfig, build, read_yaml, to_yaml
+from vlmoe.train.settings.command_line import field_docs, from_command_line
+from vlmoe.train.settings.config import TrainConfig, build, read_yaml, to_yaml
 
 
 def test_a_flag_that_says_how_long_takes_the_place_of_the_files(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from vlmoe.errors import UserError
-from vlmoe.train.config import GROUPS, HARMLESS, TrainConfig, build, read_yaml, to_yaml
-from vlmoe.train.settings import CommandSettings
+from vlmoe.train.settings.config import GROUPS, HARMLESS, TrainConfig, build, read_yaml, to_yaml
+from vlmoe.train.settings.groups import CommandSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from vlmoe.errors import UserError
 from vlmoe.files import finite, to_json, write_jsonl, writing
 from vlmoe.tasks.metrics import accuracy_line
-from vlmoe.train.config import TrainConfig
+from vlmoe.train.settings.config import TrainConfig
 
 VALIDATION = "validation_accuracy"
 

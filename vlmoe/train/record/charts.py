@@ -11,7 +11,7 @@ from vlmoe.adapter.routing import LayerRouting, summary
 from vlmoe.adapter.sites import layer_number
 from vlmoe.figure import png, write_png
 from vlmoe.files import write_bytes, write_json
-from vlmoe.train.log import VALIDATION
+from vlmoe.train.record.log import VALIDATION
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:

@@ -26,8 +26,8 @@ from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
 from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
 from vlmoe.train import ranks
-from vlmoe.train.command_line import LATEST
-from vlmoe.train.finished import ADAPTER, CHECKPOINTS
+from vlmoe.train.record.finished import ADAPTER, CHECKPOINTS
+from vlmoe.train.settings.command_line import LATEST
 
 if TYPE_CHECKING:
     from vlmoe.train.state import Run

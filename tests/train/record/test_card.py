@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vlmoe.tasks.columns import wilson
-from vlmoe.train.card import model_card
-from vlmoe.train.config import TrainConfig
+from vlmoe.train.record.card import model_card
+from vlmoe.train.settings.config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import Any
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser
 from vlmoe.optim.families import in_words
-from vlmoe.train import settings
-from vlmoe.train.config import (
+from vlmoe.train.settings import groups as settings
+from vlmoe.train.settings.config import (
     CONFIG_FILE,
     GROUPS,
     LENGTH,
@@ -25,7 +25,7 @@ from vlmoe.train.config import (
     kinds,
     read_yaml,
 )
-from vlmoe.train.settings import CommandSettings
+from vlmoe.train.settings.groups import CommandSettings
 
 LATEST = "latest"
 """What ``--resume`` says without a path."""

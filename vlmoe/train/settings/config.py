@@ -18,8 +18,7 @@ from vlmoe.data.registry import label
 from vlmoe.errors import UserError
 from vlmoe.flags import hint
 from vlmoe.optim.families import OPTIMIZERS
-from vlmoe.train.kinds import Kind, kind_of
-from vlmoe.train.settings import (
+from vlmoe.train.settings.groups import (
     AdapterSettings,
     BaseSettings,
     CommandSettings,
@@ -32,6 +31,7 @@ from vlmoe.train.settings import (
     OutputSettings,
     ScoringSettings,
 )
+from vlmoe.train.settings.kinds import Kind, kind_of
 
 CONFIG_FILE = "config.yaml"
 """Where a run keeps its settings."""

@@ -3,9 +3,9 @@
 config.yaml  log.jsonl  curves.png  metrics.json  predictions.jsonl  README.md
 router.json  router.png  how tokens were spread over the experts in the last logged step
 adapter/             the finished adapter, PEFT format
-checkpoints/step-N/  see vlmoe.train.checkpoint
+checkpoints/step-N/  see vlmoe.train.record.checkpoint
 skipped.jsonl        training questions that cannot be trained on and why, if there are any
-.lock                see vlmoe.train.lock
+.lock                see vlmoe.train.record.lock
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from vlmoe.files import make_folder, remove_leftovers, write_json, write_jsonl, 
 from vlmoe.finite import TrainedAway
 from vlmoe.tasks.metrics import METRICS, PREDICTIONS, SUBMISSION, write_report
 from vlmoe.tasks.score import Scored
-from vlmoe.train import checkpoint
-from vlmoe.train.card import model_card
-from vlmoe.train.charts import draw_curves, write_router
-from vlmoe.train.config import CONFIG_FILE, TrainConfig, to_yaml
-from vlmoe.train.finished import LOG
-from vlmoe.train.lock import LOCK, RunLock
-from vlmoe.train.log import read_log
 from vlmoe.train.questions import DRAW_SEED
+from vlmoe.train.record import checkpoint
+from vlmoe.train.record.card import model_card
+from vlmoe.train.record.charts import draw_curves, write_router
+from vlmoe.train.record.finished import LOG
+from vlmoe.train.record.lock import LOCK, RunLock
+from vlmoe.train.record.log import read_log
+from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, to_yaml
 from vlmoe.train.state import Run
 
 FOUND = "lr_find.json"

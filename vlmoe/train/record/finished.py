@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmoe.choices import DEFAULT_MODEL
 from vlmoe.errors import UserError
-from vlmoe.train.config import CONFIG_FILE, read_yaml
+from vlmoe.train.settings.config import CONFIG_FILE, read_yaml
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"

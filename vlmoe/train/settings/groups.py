@@ -28,7 +28,7 @@ from vlmoe.errors import UserError
 from vlmoe.optim.families import GATE_LR, OPTIMIZERS
 from vlmoe.optim.options import option_faults
 from vlmoe.tasks.prompt import PROMPTS
-from vlmoe.train.kinds import above_zero, at_least_one, listed, not_negative, one_of
+from vlmoe.train.settings.kinds import above_zero, at_least_one, listed, not_negative, one_of
 
 DEFAULT_STEPS = 1000
 

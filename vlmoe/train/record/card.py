@@ -14,7 +14,7 @@ import vlmoe
 from vlmoe.models.load import TINY
 from vlmoe.tasks.metrics import accuracy_line
 from vlmoe.tasks.table import score_table
-from vlmoe.train.config import TrainConfig, to_yaml
+from vlmoe.train.settings.config import TrainConfig, to_yaml
 
 _NOT_LLAVA = (
     "\n**The base is `tiny`, a toy of two million parameters for trying the tool.** Nothing here "

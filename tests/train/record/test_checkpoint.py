@@ -11,7 +11,7 @@ from tests.models_for_tests import small_llava
 from vlmoe.adapter.load import WEIGHTS_FILE
 from vlmoe.errors import UserError
 from vlmoe.finite import NotFinite
-from vlmoe.train.checkpoint import copy_adapter
+from vlmoe.train.record.checkpoint import copy_adapter
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import time
 import pytest
 
 from vlmoe.errors import UserError
-from vlmoe.train.lock import RunLock
+from vlmoe.train.record.lock import RunLock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from vlmoe.train.lock import RunLock
+from vlmoe.train.record.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 if os.fork():
     print("ready", flush=True)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from vlmoe.errors import UserError
-from vlmoe.train.config import TrainConfig
-from vlmoe.train.log import Clock, Log, flat, peak_mib, start_tracking, teller
+from vlmoe.train.record.log import Clock, Log, flat, peak_mib, start_tracking, teller
+from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import make_accelerator
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from vlmoe.adapter.routing import LayerRouting
-from vlmoe.train import charts
-from vlmoe.train.charts import draw_curves, draw_router, router_map, row_name, write_router
+from vlmoe.train.record import charts
+from vlmoe.train.record.charts import draw_curves, draw_router, router_map, row_name, write_router
 
 
 def layer(tower: str, number: int, share: list[float]) -> LayerRouting:
