@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import yaml
-from tests.train.test_train_config import faults
+from tests.train.settings.test_train_config import faults
 
 from vlmoe.errors import UserError
 from vlmoe.train.settings.command_line import field_docs, from_command_line
