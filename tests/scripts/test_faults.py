@@ -247,7 +247,7 @@ def test_removed_test_picture(train, evaluate, small, tmp_path, capsys):
 @pytest.mark.parametrize("lr", [1e30, 3e38])
 def test_a_last_step_that_diverged(train, small, tmp_path, monkeypatch, lr, eval_steps):
     """Nothing is trained after it that could show it by its loss."""
-    for module in ("vlmoe.train.kinds", "vlmoe.optim.options"):  # which refuse such a rate
+    for module in ("vlmoe.train.settings.kinds", "vlmoe.optim.options"):  # which refuse such a rate
         monkeypatch.setattr(f"{module}.LARGEST", 1e39)
     with pytest.raises(Diverged, match=r"not finite .*lower --lr") as caught:
         train(*small, "--lr", lr, "--optim", "grsgd", "--output", "run",
