@@ -5,13 +5,15 @@
     python scripts/check_peft.py -- -k delete   # what stands behind -- goes to pytest
 
 The tests come from PEFT's source package and are not kept in this repository. Wherever they say
-``LoraConfig``, they get a ``MoELoraConfig``. Exit code 1 if a test fails that is not listed below.
+``LoraConfig``, they get a ``MoELoraConfig``. Those written with the package ``parameterized`` are
+skipped where it is not installed. Exit code 1 if a test fails that is not listed below.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import inspect
 import os
 import re
@@ -20,9 +22,8 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
-from unittest.mock import MagicMock
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # read by what is imported here
 
@@ -74,6 +75,10 @@ LORAS_OWN: dict[str, str] = {
     "TestDefaultTargetModules": "its table of default targets, by model type",
     "test_requires_grad": "names of its tensors",
     "test_loading_adapter_preserves_custom_requires_grad": "names of its tensors",
+}
+NOT_OF_GOAT = {
+    "test_disable_adapters": "a new adapter changes nothing (GOAT's does, unless gates are even)",
+    "requires_grad_set_correctly": "every tensor is trained (GOAT's start is not)",
 }
 """Tests of what only LoRA has, by a part of their name, with what that is."""
 
@@ -289,8 +294,15 @@ def main() -> int:
     AsLora.starts_as = options.init
     PEFT_TYPE_TO_CONFIG_MAPPING[MOE_LORA] = AsLora  # type: ignore[index]
     MoELoraLayer.update_layer = _update_and_fill  # type: ignore[method-assign]
-    for name in ("diffusers", "parameterized", "scipy", "scipy.stats", "attr"):
+    for name in ("diffusers", "scipy"):
         _stand_in(name)
+    sys.modules.setdefault("attr", dataclasses)  # type: ignore[arg-type]  # for its `dataclass`
+    if importlib.util.find_spec("parameterized") is None:
+        skip = pytest.mark.skip(reason="needs the package parameterized")
+        expand = SimpleNamespace(expand=lambda *rows, **options: skip)
+        sys.modules["parameterized"] = SimpleNamespace(parameterized=expand)  # type: ignore[assignment]
+    if options.init == "goat":
+        LORAS_OWN.update(NOT_OF_GOAT)
     sys.path.insert(0, str(folder.parent))
 
     plugin = InPlaceOfLora()
@@ -315,8 +327,30 @@ def _stand_in(name: str) -> None:
         __import__(name)
     except ImportError:
         module = ModuleType(name)
-        module.__getattr__ = lambda attribute: MagicMock(name=attribute)  # type: ignore[method-assign]
+        module.__version__ = "0"  # type: ignore[attr-defined]
+        module.__getattr__ = lambda attribute: _absent(name, attribute)  # type: ignore[method-assign]
         sys.modules[name] = module
+
+
+class _Absent:
+    """Something of a package that is not there: whoever uses it is skipped."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        pytest.skip(f"needs {self._name}")
+
+    def __call__(self, *args: Any, **values: Any) -> Any:
+        pytest.skip(f"needs {self._name}")
+
+
+def _absent(package: str, attribute: str) -> _Absent:
+    if attribute.startswith("__"):
+        raise AttributeError(attribute)
+    return _Absent(f"{package}.{attribute}")
 
 
 if __name__ == "__main__":
