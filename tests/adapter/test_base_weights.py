@@ -15,6 +15,7 @@ from peft import (
     inject_adapter_in_model,
     set_base_model_state_dict,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -159,6 +160,25 @@ def test_attempts_to_merge_change_nothing() -> None:
     assert torch.equal(output(model), before)
     model.delete_adapter("default")
     assert torch.equal(output(model.base_model.model), output(Pair()))
+
+
+def test_transformers_own_loading_follows_the_file_too(tmp_path: Path) -> None:
+    """It fills tensors one by one, and the file's start may be that of another decomposition."""
+    goat(tied_llama(), target_modules=["q_proj"]).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({k: 1.5 * t if "_start_" in k else t for k, t in tensors.items()}, file)
+    tokens = torch.arange(5)[None]
+    wanted = PeftModel.from_pretrained(tied_llama(), str(tmp_path))(tokens).logits
+    model = tied_llama()
+    model.load_adapter(str(tmp_path), "one")
+    assert torch.equal(model(tokens).logits, wanted)
+    model.load_adapter(str(tmp_path), "two")
+    assert torch.equal(model(tokens).logits, wanted)
+    model.disable_adapters()
+    assert torch.equal(model(tokens).logits, tied_llama()(tokens).logits)
+    model.delete_adapter(["one", "two"])
+    assert torch.equal(model(tokens).logits, tied_llama()(tokens).logits)
 
 
 def tied_llama() -> LlamaForCausalLM:

@@ -11,6 +11,7 @@ import torch
 from peft import (
     LoraConfig,
     PeftModel,
+    PeftModelForSequenceClassification,
     get_layer_status,
     get_model_status,
     get_peft_model,
@@ -19,6 +20,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.helpers import disable_input_dtype_casting
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -125,8 +127,9 @@ def test_names_of_several_families_and_what_is_left_over() -> None:
     with pytest.warns(UserWarning, match="target_modules 'query', 'c_attn' matches no module"):
         model = adapt(llama(), target_modules=["q_proj", "query", "c_attn"])
     assert sites(model) == [f"layers.{n}.self_attn.q_proj" for n in range(3)]
-    with pytest.raises(UserError, match="leaves no layer of LlamaForCausalLM to adapt"):
+    with pytest.raises(UserError, match="leaves no layer of LlamaForCausalLM to adapt") as error:
         adapt(llama(), target_modules=["q_proj"], exclude_modules=["q_proj"])
+    assert isinstance(error.value, NoMatchingPeftModuleError)  # who catches PEFT's own has it, too
     with pytest.raises(UserError, match="modules_to_save 'scoer' matches no module"):
         adapt(llama(), modules_to_save=["scoer"])
 
@@ -190,7 +193,12 @@ def test_a_head_of_another_name_is_not_left_random_in_silence() -> None:
     model.classify, model.score = model.score, None
     with pytest.raises(UserError, match=r"no classifier or score .* name its head in modules"):
         adapt(model, task_type="SEQ_CLS")
+    with pytest.raises(UserError, match=r"has no classifier or score to train"):
+        PeftModelForSequenceClassification(model, MoELoraConfig(**SMALL))
     assert sites(adapt(model, task_type="SEQ_CLS", modules_to_save=["classify"]))
+    assert PeftModelForSequenceClassification(
+        llama(LlamaForSequenceClassification), MoELoraConfig(**SMALL)
+    ).modules_to_save == {"classifier", "score"}
 
 
 def test_strict_loading_knows_modules_to_save(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self._tied = tied
         self._whole_weight: Tensor | None = None  # W, while W_res is in its place
         self._taken_out: list[str] = []  # the adapters whose start is missing from the weight
+        self._made_of: list[tuple[nn.Parameter, int]] = []  # `_starts` when it was taken out
         self.register_load_state_dict_post_hook(_after_loading)
         self.register_state_dict_post_hook(_save_whole_weight)
         self.settings: dict[str, AdapterSettings] = {}
@@ -133,6 +134,9 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Adapt ``x`` (..., in) to (..., out); the dtype is that of the base layer's output."""
+        # Not every loader goes through `load_state_dict`: that of transformers does not.
+        if self._taken_out and not torch.compiler.is_compiling() and self._is_stale():
+            self._place_residual(anew=True)
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
@@ -277,6 +281,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         # A new Parameter, not new numbers in the old one: another module may share that.
         self._put_weight(nn.Parameter(residual, requires_grad=weight.requires_grad))
         self._taken_out = wanted
+        self._made_of = self._starts()
 
     def _restore_weight(self) -> None:
         """Put W back, bit by bit."""
@@ -294,7 +299,20 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             )
         self._put_weight(whole)
         self._whole_weight = None
-        self._taken_out = []
+        self._taken_out, self._made_of = [], []
+
+    def _starts(self) -> list[tuple[nn.Parameter, int]]:
+        """What the residual is made of: the tensors, and how often each was written to."""
+        starts = [
+            getattr(self, kind)[name] for name in self._taken_out for kind in self.start_kinds
+        ]
+        return [(start, 0 if start.is_inference() else start._version) for start in starts]
+
+    def _is_stale(self) -> bool:
+        return any(
+            now is not then or writes != written
+            for (now, writes), (then, written) in zip(self._starts(), self._made_of, strict=True)
+        )
 
     def _put_weight(self, weight: nn.Parameter) -> None:
         # Not registered: where PEFT makes adapters that a file is about to fill, every parameter

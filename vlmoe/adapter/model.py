@@ -188,17 +188,17 @@ def own(module: nn.Module) -> Iterator[nn.Parameter]:
 def _check_modules_to_save(model: nn.Module, config: MoELoraConfig) -> None:
     """What is to be trained whole is there: PEFT itself would not say. Raises ``UserError``."""
     kind = type(model).__name__
-    heads = HEADS.get(config.task_type, ())  # type: ignore[call-overload]
+    automatic = {name for heads in HEADS.values() for name in heads}
     named = set(config.modules_to_save or ())
     faults = [
         f"modules_to_save {name!r} matches no module of {kind}"
-        for name in sorted(named.difference(heads))
+        for name in sorted(named - automatic)
         if not modules_to_save(model, [name])
     ]
-    if heads and not faults and not modules_to_save(model, named.union(heads)):
+    heads = named & automatic | set(HEADS.get(config.task_type, ()))  # type: ignore[call-overload]
+    if heads and not faults and not modules_to_save(model, named | heads):
         faults.append(
-            f"{kind} has no {' or '.join(heads)} to train for {config.task_type}: name its head "
-            "in modules_to_save"
+            f"{kind} has no {' or '.join(sorted(heads))} to train: name its head in modules_to_save"
         )
     if faults:
         raise UserError(faults)

@@ -12,6 +12,7 @@ from peft import TaskType
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import match_target_against_key
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -30,6 +31,10 @@ _ATTENTION = re.compile(
     r"\.(?P<attention>self_attn|attn|attention)\.(?P<projection>[qkvo]_proj|out_proj)"
 )
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+class NothingMatched(UserError, NoMatchingPeftModuleError):
+    """No layer is left to adapt: also what PEFT raises then."""
 
 
 def portable(path: str) -> str:
@@ -188,7 +193,7 @@ def find_sites(
             "are excluded by exclude_modules, modules_to_save or layers_to_transform"
         )
     if faults:
-        raise UserError(faults)
+        raise UserError(faults) if sites else NothingMatched(faults)
     return sites
 
 
