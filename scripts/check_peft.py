@@ -318,7 +318,7 @@ def main() -> int:
     MoELoraLayer.update_layer = _update_and_fill  # type: ignore[method-assign]
     for name in ("diffusers", "scipy"):
         _stand_in(name)
-    sys.modules.setdefault("attr", dataclasses)  # type: ignore[arg-type]  # for its `dataclass`
+    sys.modules.setdefault("attr", dataclasses)
     if importlib.util.find_spec("parameterized") is None:
         skip = pytest.mark.skip(reason="needs the package parameterized")
         expand = SimpleNamespace(expand=lambda *rows, **options: skip)
