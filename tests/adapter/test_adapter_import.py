@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -63,6 +64,27 @@ def test_importing_is_quick() -> None:
         f"print(*set(sys.modules).intersection({heavy}))\n"
     )
     assert printed(script) == []
+
+
+def test_the_public_names_come_when_they_are_asked_for() -> None:
+    script = (
+        "import sys, vlmoe\n"
+        "print('torch' in sys.modules)\n"
+        "from vlmoe import *\n"
+        "from vlmoe import MoELoraConfig\n"
+        "import vlmoe.adapter\n"
+        "missing = set(vlmoe.__all__) - globals().keys()\n"
+        "print(MoELoraConfig is vlmoe.adapter.MoELoraConfig, *missing)\n"
+        "print(set(vlmoe.__all__) <= set(dir(vlmoe)), hasattr(vlmoe, 'no_such_name'))\n"
+    )
+    assert printed(script) == ["False", "True", "True", "False"]
+
+
+def test_the_public_names_are_listed() -> None:
+    page = (ROOT / "docs" / "peft.md").read_text(encoding="utf-8")
+    table = page.partition("## The public names")[2].partition("## How")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(vlmoe.__all__)
 
 
 def test_the_version_is_the_projects() -> None:

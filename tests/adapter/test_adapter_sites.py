@@ -145,7 +145,7 @@ def test_a_pattern_and_a_list(tiny_random_llava: LlavaForConditionalGeneration) 
     [
         ("layers.0.self_attn.q_proj", "matches no module"),  # a part of a path is not the path
         (".*q_projection", "q_projection' matches no module"),
-        (["q_proj", "qkv"], "'qkv' matches no module"),
+        (["qkv", "query"], "'qkv', 'query' matches no module"),
         (r".*layers\.0\.self_attn", "self_attn, a (Llama|CLIP)Attention: only linear layers"),
         (["embed_tokens"], "embed_tokens, a Embedding: only linear layers"),
     ],

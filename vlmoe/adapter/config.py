@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from types import UnionType
 
 from peft import PeftConfig, TaskType
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 from vlmoe.choices import GATE_RESCALES, INITS
 from vlmoe.errors import UserError
@@ -23,10 +25,20 @@ class PeftTypeName(str):
 
     @property
     def value(self) -> str:
-        return str(self)
+        return str.__str__(self)
+
+    def __str__(self) -> str:
+        # PEFT's report of a model prints what follows the dot in the text of an enum's member.
+        return f"PeftType.{self.value}"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
 
 
 MOE_LORA = PeftTypeName("MOE_LORA")
+
+BIASES = ("none", "all", "lora_only", "moe_lora_only")
+"""The last two are one: PEFT's word is ``<method>_only``, and people know that of LoRA."""
 
 
 @dataclass
@@ -68,8 +80,27 @@ class MoELoraConfig(PeftConfig):
 
     target_modules: list[str] | str | None = None
     """Layers to adapt: a regular expression for the whole module path, or a list of path endings.
-    None takes every attention projection of both towers that can receive a gradient; the saved
-    config holds what that was resolved to."""
+    None takes every attention projection of both towers that can receive a gradient, and
+    ``all-linear`` every linear layer but the head; the saved config holds what that was resolved
+    to."""
+
+    exclude_modules: list[str] | str | None = None
+    """Layers to leave out of these, named in the same two ways."""
+
+    layers_to_transform: list[int] | int | None = None
+    """Numbers of the layers to adapt, of all that ``target_modules`` names, if that is no regular
+    expression (which can hold them itself)."""
+
+    layers_pattern: list[str] | str | None = None
+    """What stands before the number in a module's path, such as ``layers``; None: anything."""
+
+    modules_to_save: list[str] | None = None
+    """Path endings of modules that are trained and saved whole, with the adapter. The task types of
+    classification and question answering add their heads."""
+
+    bias: str = "none"
+    """Which biases of the base are trained and saved too: ``none``, ``all``, or ``lora_only``,
+    those of the adapted layers."""
 
     def __post_init__(self) -> None:
         faults: list[str] = []
@@ -107,29 +138,73 @@ class MoELoraConfig(PeftConfig):
         if self.init not in INITS:
             faults.append(f"init {self.init!r} is unknown; take one of {', '.join(INITS)}")
         faults += _target_faults(self.target_modules)
+        faults += _limit_faults(self)
+        if self.bias not in BIASES:
+            faults.append(f"bias {self.bias!r} is unknown; take one of {', '.join(BIASES)}")
+        if isinstance(self.modules_to_save, tuple | set):
+            self.modules_to_save = sorted(self.modules_to_save)  # PEFT extends it, as a list
+        if self.modules_to_save is not None and not _is_names(self.modules_to_save, list):
+            faults.append(f"modules_to_save must be a list of names, not {self.modules_to_save!r}")
         if faults:
             raise UserError(faults)
 
 
+def all_linear(target: object) -> bool:
+    """Whether ``target_modules`` is PEFT's word for every linear layer."""
+    return isinstance(target, str) and target.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+
 def _target_faults(target: object) -> list[str]:
-    if target is None:
+    if target == "":
+        return ["target_modules is empty; leave it out for the attention projections"]
+    return _pattern_faults("target_modules", target)
+
+
+def _limit_faults(config: MoELoraConfig) -> list[str]:
+    """What is wrong with the fields that narrow ``target_modules`` down."""
+    faults = _pattern_faults("exclude_modules", config.exclude_modules or None)
+    numbers, pattern = config.layers_to_transform, config.layers_pattern
+    if numbers is not None and not all(
+        isinstance(number, int) and not isinstance(number, bool) and number >= 0
+        for number in (numbers if isinstance(numbers, list) else [numbers])
+    ):
+        faults.append(f"layers_to_transform must be numbers of layers, from 0, not {numbers!r}")
+    if pattern and not isinstance(pattern, str) and not _is_names(pattern, list):
+        faults.append(f"layers_pattern must be a name or a list of names, not {pattern!r}")
+    if pattern and numbers is None:
+        faults.append(
+            "layers_pattern says where the numbers of layers_to_transform stand: give both"
+        )
+    for name, value in (("layers_to_transform", numbers), ("layers_pattern", pattern)):
+        if value is not None and isinstance(config.target_modules, str):
+            faults.append(
+                f"{name} goes with a list of target_modules; the pattern "
+                f"{config.target_modules!r} names whole paths, numbers and all"
+            )
+    return faults
+
+
+def _pattern_faults(name: str, value: object) -> list[str]:
+    if value is None:
         return []
-    if isinstance(target, str):
-        if not target:
-            return ["target_modules is empty; leave it out for the attention projections"]
+    if isinstance(value, str):
         try:
-            re.compile(target)
+            re.compile(value)
         except re.error as error:
-            return [f"target_modules {target!r} is not a regular expression: {error}"]
+            return [f"{name} {value!r} is not a regular expression: {error}"]
         return []
     # PEFT itself turns lists into sets, so a set may come back from it.
-    if (
-        isinstance(target, list | tuple | set)
-        and target
-        and all(isinstance(name, str) and name for name in target)
-    ):
+    if _is_names(value, list | tuple | set):
         return []
-    return [f"target_modules must be a regular expression or a list of names, not {target!r}"]
+    return [f"{name} must be a regular expression or a list of names, not {value!r}"]
+
+
+def _is_names(value: object, kinds: type | UnionType) -> bool:
+    return (
+        isinstance(value, kinds)
+        and bool(value)
+        and all(isinstance(name, str) and name for name in value)  # type: ignore[attr-defined]
+    )
 
 
 def _is_count(value: object) -> bool:

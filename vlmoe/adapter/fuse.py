@@ -36,7 +36,9 @@ def fused_on_gpu(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal compiled, works
-        if not (works and wants_fusing(args[0])):
+        # Whoever compiles the whole model fuses these steps with the rest of it; a compiler inside
+        # the compiler, and the switch that is written below, would break the graph.
+        if torch.compiler.is_compiling() or not (works and wants_fusing(args[0])):
             return function(*args, **kwargs)
         try:
             # At the first call: importing the compiler takes seconds. Sizes are dynamic, because

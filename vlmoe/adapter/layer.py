@@ -51,14 +51,16 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     the weight must be the same wherever the adapter is loaded, and a singular value decomposition
     is not. While such an adapter is active, a dense base layer has W_res for its weight, and W
     itself is kept in host memory (of a base on the CPU that is where it lies already): so W comes
-    back bit by bit when the adapter is disabled, switched off, deleted or unloaded. A quantized
-    weight is never written; there the first factors' product is subtracted in the forward pass.
+    back bit by bit when the adapter is disabled, switched off, deleted or unloaded, and a state
+    dict holds W whichever adapter is active. A quantized weight is never written; there the first
+    factors' product is subtracted in the forward pass.
 
     Args:
         base_layer: the linear layer to adapt.
         adapter_name: name of the first adapter.
         config: settings of the first adapter; ``num_experts`` is one number here, that of this
             layer.
+        tied: the weight belongs to another module as well; it is put back as that very parameter.
     """
 
     tensor_kinds = ("moe_lora_A", "moe_lora_B", "moe_lora_gate")
@@ -66,8 +68,17 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = tensor_kinds
     other_param_names = ("settings", *start_kinds)
     routing_listener: RoutingListener | None = None
+    cast_input_dtype_enabled = True
+    """PEFT's switch (``disable_input_dtype_casting``); here the input keeps its dtype anyway."""
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: MoELoraConfig) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Linear,
+        adapter_name: str,
+        config: MoELoraConfig,
+        *,
+        tied: bool = False,
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features: int = base_layer.in_features
@@ -79,9 +90,12 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self.moe_lora_gate = nn.ParameterDict()
         self.moe_lora_start_A = nn.ParameterDict()
         self.moe_lora_start_B = nn.ParameterDict()
+        self._tied = tied
         self._whole_weight: Tensor | None = None  # W, while W_res is in its place
         self._taken_out: list[str] = []  # the adapters whose start is missing from the weight
+        self._made_of: list[tuple[nn.Parameter, int]] = []  # `_starts` when it was taken out
         self.register_load_state_dict_post_hook(_after_loading)
+        self.register_state_dict_post_hook(_save_whole_weight)
         self.settings: dict[str, AdapterSettings] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -116,10 +130,13 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             self._start_from_singular_values(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-        self._place_residual(anew=True)
+        self._place_residual(anew=adapter_name in self.active_adapters)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Adapt ``x`` (..., in) to (..., out); the dtype is that of the base layer's output."""
+        # Not every loader goes through `load_state_dict`: that of transformers does not.
+        if self._taken_out and not torch.compiler.is_compiling() and self._is_stale():
+            self._place_residual(anew=True)
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
@@ -223,7 +240,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         parameter = self.base_layer.weight
         assert isinstance(parameter, nn.Parameter)
         if self._whole_weight is not None:
-            return self._whole_weight.to(parameter.device, parameter.dtype)
+            return self._whole_weight.detach().to(parameter.device, parameter.dtype)
         weight = parameter.detach()
         if get_bnb_param_type(parameter):
             state = getattr(self.base_layer, "state", None)  # 8-bit layers keep their scales there
@@ -249,10 +266,10 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             for name in ([] if self.disable_adapters else self.active_adapters)
             if name in self.moe_lora_start_A and not self.moe_lora_start_A[name].is_meta
         ]
-        if not self._writable or (wanted == self._taken_out and not anew):
+        if wanted == self._taken_out and not anew:
             return
         self._restore_weight()
-        if not wanted:
+        if not wanted or not self._writable:
             return
         weight = self.base_layer.weight
         starts = [
@@ -260,26 +277,57 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             for n in wanted
         ]
         residual = goat_residual(weight.detach(), starts)
-        self._whole_weight = weight.detach().to("cpu")
+        self._whole_weight = weight if self._tied else weight.detach().to("cpu")
         # A new Parameter, not new numbers in the old one: another module may share that.
-        self.base_layer.weight = nn.Parameter(residual, requires_grad=weight.requires_grad)
+        self._put_weight(nn.Parameter(residual, requires_grad=weight.requires_grad))
         self._taken_out = wanted
+        self._made_of = self._starts()
 
     def _restore_weight(self) -> None:
         """Put W back, bit by bit."""
-        if self._whole_weight is None:
+        whole, weight = self._whole_weight, self.base_layer.weight
+        if whole is None:
             return
-        weight = self.base_layer.weight
-        self.base_layer.weight = nn.Parameter(
-            self._whole_weight.to(weight.device, weight.dtype), requires_grad=weight.requires_grad
-        )
+        if weight.is_meta:  # what is loaded for each pass from there is W_res
+            raise UserError(
+                "the base was offloaded while a GOAT adapter was active, so its own weight cannot "
+                "be put back: offload it before an adapter is added"
+            )
+        if not isinstance(whole, nn.Parameter):
+            whole = nn.Parameter(
+                whole.to(weight.device, weight.dtype), requires_grad=weight.requires_grad
+            )
+        self._put_weight(whole)
         self._whole_weight = None
-        self._taken_out = []
+        self._taken_out, self._made_of = [], []
+
+    def _starts(self) -> list[tuple[nn.Parameter, int]]:
+        """What the residual is made of: the tensors, and how often each was written to."""
+        starts = [
+            getattr(self, kind)[name] for name in self._taken_out for kind in self.start_kinds
+        ]
+        return [(start, 0 if start.is_inference() else start._version) for start in starts]
+
+    def _is_stale(self) -> bool:
+        return any(
+            now is not then or writes != written
+            for (now, writes), (then, written) in zip(self._starts(), self._made_of, strict=True)
+        )
+
+    def _put_weight(self, weight: nn.Parameter) -> None:
+        # Not registered: where PEFT makes adapters that a file is about to fill, every parameter
+        # that is registered goes to the meta device, and no file would fill this one.
+        self.base_layer._parameters["weight"] = weight
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}base_layer.weight" in state_dict:
+            self._restore_weight()  # a state dict holds W; the residual follows in `_after_loading`
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def _writable(self) -> bool:
         weight = getattr(self.base_layer, "weight", None)
-        return type(weight) is nn.Parameter and weight.dtype in DENSE
+        return type(weight) is nn.Parameter and weight.dtype in DENSE and not weight.is_meta
 
     def _start_output(self, adapter_name: str, x: Tensor) -> Tensor:
         """(s / E) sum_j B_j A_j x of an adapter's start: what a quantized weight has too much."""
@@ -306,6 +354,32 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
                 trains = tensors[adapter_name].requires_grad
                 tensors[adapter_name] = nn.Parameter(moved, requires_grad=trains)
 
+    def cast_adapter(self, adapter_name: str, to_base: bool = False) -> None:
+        """Give the tensors of one adapter float32 at least, or the dtype of the base.
+
+        Args:
+            adapter_name: an adapter that this layer need not have.
+            to_base: the base layer's dtype, if it is of floats (of a 4-bit layer the one in which
+                it computes).
+        """
+        _, base = self._get_base_layer_device_and_dtype(self.base_layer)
+        changed = False
+        for kind in (*self.tensor_kinds, *self.start_kinds):
+            tensors = getattr(self, kind)
+            if adapter_name not in tensors:
+                continue
+            old = tensors[adapter_name]
+            dtype = torch.promote_types(old.dtype, torch.float32)
+            if to_base and base is not None and base.is_floating_point:
+                dtype = base
+            if old.dtype != dtype:
+                tensors[adapter_name] = nn.Parameter(
+                    old.detach().to(dtype), requires_grad=old.requires_grad
+                )
+                changed = True
+        if changed:
+            self._place_residual(anew=adapter_name in self._taken_out)
+
     def __repr__(self) -> str:
         return "moe_lora." + super().__repr__()
 
@@ -320,6 +394,15 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
 def _after_loading(layer: MoELoraLayer, incompatible_keys: object) -> None:
     """A loaded start takes another residual out of the weight."""
     layer._place_residual(anew=True)
+
+
+def _save_whole_weight(
+    layer: MoELoraLayer, state_dict: dict[str, Any], prefix: str, local_metadata: object
+) -> None:
+    """What is saved of a base is its own weight, whichever adapter is active."""
+    key = f"{prefix}base_layer.weight"
+    if layer._whole_weight is not None and key in state_dict:
+        state_dict[key] = layer._whole_weight.detach().to(state_dict[key].dtype)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, MoELoraLayer]]:

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vlmoe.adapter.allocation import allocate
 from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
-from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
-from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.layer import MoELoraLayer
+from vlmoe.adapter.sites import find_sites, matches, modules_to_save
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
 from vlmoe.hub import why_not_hub
@@ -59,7 +60,9 @@ def load_adapter(
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
-    _check_fit(folder, found, _expected_shapes(bare, config, folder))
+    expected = _expected_shapes(bare, config, folder)
+    more = {key: found[key] for key in found.keys() - expected if _of_the_base(key, config)}
+    _check_fit(folder, found, expected | more)
     check_numbers(folder)
 
     # Low memory use is also low time: no first values are worked out for what the file fills.
@@ -71,7 +74,7 @@ def load_adapter(
         model = PeftModel.from_pretrained(
             base_model, str(folder), adapter_name=adapter_name, **options
         )
-    _check_loaded(model, folder, adapter_name)
+    _check_loaded(model, folder, adapter_name, embeddings=any(map(_is_embedding, more)))
     return model
 
 
@@ -181,7 +184,7 @@ def _expected_shapes(
     if config.target_modules is None:
         raise UserError(f"{folder / CONFIG_FILE} is damaged: it names no target_modules")
     try:
-        sites = find_sites(model, config.target_modules)
+        sites = find_sites(model, config.target_modules, lambda path: matches(config, path))
         experts = allocate(config.num_experts, sites)
     except UserError as error:
         raise UserError(
@@ -196,7 +199,22 @@ def _expected_shapes(
         A, B = (E, config.r, layer.in_features), (E, config.r, layer.out_features)
         for kind, shape in zip(kinds, (A, B, (E, layer.in_features), A, B), strict=False):
             shapes[f"{_PREFIX}{path}.{kind}"] = shape
+    for path, module in modules_to_save(model, config.modules_to_save or ()).items():
+        for name, tensor in module.state_dict().items():
+            shapes[f"{_PREFIX}{path}.{name}"] = tuple(tensor.shape)
     return shapes
+
+
+def _of_the_base(key: str, config: MoELoraConfig) -> bool:
+    """Whether PEFT saves this tensor of the base, if it was trained or its size has changed."""
+    if key.endswith(".bias") and config.bias != "none":
+        return True
+    return _is_embedding(key)
+
+
+def _is_embedding(key: str) -> bool:
+    module, _, kind = key.replace(".base_layer", "").rpartition(".")
+    return kind in ("weight", "bias") and module.rpartition(".")[2] in EMBEDDING_LAYER_NAMES
 
 
 def _check_fit(
@@ -242,25 +260,25 @@ def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
     return [f"{what} {'; '.join(name.removeprefix(_PREFIX) for name in names[:shown])}{more}"]
 
 
-def _check_loaded(model: PeftModel, folder: Path, adapter_name: str) -> None:
+def _check_loaded(model: PeftModel, folder: Path, adapter_name: str, *, embeddings: bool) -> None:
     """Every tensor in the model equals the file's: the last word on a silent partial load."""
     wrong: list[str] = []
     loaded: list[tuple[str, torch.Tensor]] = []
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
         unread = set(tensors.keys())
-        for path, layer in adapted_layers(model.get_base_model()):
-            if adapter_name not in layer.settings:
+        live = get_peft_model_state_dict(
+            model, adapter_name=adapter_name, save_embedding_layers=embeddings
+        )
+        for key, value in live.items():
+            if key not in unread:
+                if not _is_embedding(key):  # the file may hold one of the two that PEFT tells of
+                    wrong.append(key)
                 continue
-            for kind, parameter in layer.saved_tensors(adapter_name).items():
-                key = f"{_PREFIX}{path}.{kind}"
-                if key not in unread:
-                    wrong.append(key)
-                    continue
-                unread.remove(key)
-                saved = tensors.get_tensor(key).to(parameter.device, parameter.dtype)
-                loaded.append((f"{path}.{kind}", saved))
-                if not torch.equal(saved, parameter.detach()):
-                    wrong.append(key)
+            unread.remove(key)
+            saved = tensors.get_tensor(key).to(value.device, value.dtype)
+            loaded.append((key.removeprefix(_PREFIX), saved))
+            if not torch.equal(saved, value):
+                wrong.append(key)
     if wrong or unread:
         names = [key.removeprefix(_PREFIX) for key in [*wrong, *sorted(unread)]]
         raise RuntimeError(f"loading {folder} left tensors unlike the file's: {', '.join(names)}")

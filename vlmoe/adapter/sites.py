@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+from peft import TaskType
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import match_target_against_key
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from vlmoe.adapter.config import MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer
 from vlmoe.errors import UserError
 
@@ -25,7 +33,23 @@ _ATTENTION = re.compile(
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
-def default_target_pattern(model: nn.Module) -> str:
+class NothingMatched(UserError, NoMatchingPeftModuleError):
+    """No layer is left to adapt: also what PEFT raises then."""
+
+
+def portable(path: str) -> str:
+    """A path without what ``torch.compile`` puts into it: the one in the plain model."""
+    return path.replace("_orig_mod.", "")
+
+
+def matches(config: MoELoraConfig, path: str) -> bool:
+    """Whether PEFT's fields, all of them together, choose a module."""
+    return bool(check_target_module_exists(config, portable(path)))
+
+
+def default_target_pattern(
+    model: nn.Module, chosen: Callable[[str], bool] = lambda path: True
+) -> str:
     """A pattern for every attention projection of a model that can receive a gradient.
 
     That is q, k, v and o/out of both towers, without the vision layers behind
@@ -33,12 +57,13 @@ def default_target_pattern(model: nn.Module) -> str:
 
     Args:
         model: LLaVA or a relative of it, or a model of one tower such as Llama or CLIP.
+        chosen: says of each of them whether to take it.
 
     Returns:
         A regular expression for whole module paths, which matches these and no others.
 
     Raises:
-        UserError: a tower has no attention projections of the usual names.
+        UserError: a tower has no attention projections of the usual names, or none is chosen.
     """
     found: dict[str, list[re.Match[str]]] = defaultdict(list)
     linear: dict[str, list[str]] = defaultdict(list)
@@ -59,24 +84,83 @@ def default_target_pattern(model: nn.Module) -> str:
     depth = used_vision_layers(model)
     if depth is not None:
         found["vision"] = [match for match in found["vision"] if int(match["layer"]) < depth]
-    return "|".join(_pattern_of(match for tower in found.values() for match in tower))
+    taken = [match for tower in found.values() for match in tower if chosen(match[0])]
+    if not taken:
+        raise UserError(
+            f"no attention projection of {type(model).__name__} is left to adapt: look at "
+            "layers_to_transform, layers_pattern and exclude_modules"
+        )
+    return "|".join(_pattern_of(taken))
 
 
-def find_sites(model: nn.Module, target: str | Iterable[str]) -> dict[str, nn.Linear]:
+def default_limits(config: MoELoraConfig) -> Callable[[str], bool]:
+    """What the fields beside ``target_modules`` say of the default layers."""
+    ends = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"]
+    probe = replace(config, target_modules=ends)
+    return lambda path: matches(probe, path)
+
+
+def all_linear_layers(model: nn.Module, config: MoELoraConfig) -> list[str]:
+    """Paths of every linear layer but the head, adapted already or not: ``all-linear``.
+
+    PEFT's own knows its own layers alone, so that a second adapter would find none.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None and config.task_type == TaskType.SEQ_CLS:
+        heads = (getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES)
+        head = next(filter(None, heads), None)
+    inside = set() if head is None else set(head.modules())
+    paths = [
+        path
+        for path, module in _modules_outside_adapters(model)
+        if path and module not in inside and not site_fault(path, _base(module))
+    ]
+    if not paths:
+        raise UserError(f"target_modules 'all-linear': {type(model).__name__} has no linear layer")
+    return paths
+
+
+def sites_of_names(model: nn.Module, names: set[str]) -> dict[str, nn.Linear]:
+    """As `find_sites`, of modules that are named by whole paths, such as those of a state dict."""
+    faults = []
+    sites: dict[str, nn.Linear] = {}
+    for path, module in _modules_outside_adapters(model):
+        if path not in names:
+            continue
+        base = _base(module)
+        if fault := site_fault(path, base):
+            faults.append(fault)
+        else:
+            assert isinstance(base, nn.Linear)
+            sites[path] = base
+    if faults:
+        raise UserError(faults)
+    return sites
+
+
+def find_sites(
+    model: nn.Module,
+    target: str | Iterable[str],
+    chosen: Callable[[str], bool] = lambda path: True,
+) -> dict[str, nn.Linear]:
     """The linear layers that a target pattern names.
+
+    A list may hold names of several families of models, as PEFT's lists do: those that match
+    nothing are warned of, if others do.
 
     Args:
         model: the model, with adapters on it already or not.
         target: a regular expression for the whole path of a module, or a list of path endings.
+        chosen: says of each module that is named whether to take it; the fields beside the target.
 
     Returns:
         Path to (base) layer, in the model's order.
 
     Raises:
-        UserError: a pattern that matches nothing, or something that is no linear layer.
+        UserError: nothing is matched, or something that is no linear layer, or nothing is chosen.
     """
     patterns = [target] if isinstance(target, str) else list(target)
-    unmatched = set(patterns)
+    unmatched = dict.fromkeys(patterns)
     sites: dict[str, nn.Linear] = {}
     faults = []
     for path, module in _modules_outside_adapters(model):
@@ -84,23 +168,32 @@ def find_sites(model: nn.Module, target: str | Iterable[str]) -> dict[str, nn.Li
             hits = [target] if path and match_target_against_key(target, path) else []
         else:
             hits = [end for end in patterns if path == end or path.endswith(f".{end}")]
-        if not hits:
+        for hit in hits:
+            unmatched.pop(hit, None)
+        if not hits or not chosen(path):
             continue
-        unmatched.difference_update(hits)
-        base = module.base_layer if isinstance(module, MoELoraLayer) else module
+        base = _base(module)
         if fault := site_fault(path, base):
             faults.append(fault)
         else:
             assert isinstance(base, nn.Linear)
             sites[path] = base
-    faults += [
-        f"target_modules {pattern!r} matches no module of {type(model).__name__}; "
-        f"linear layers of it are {_examples(_linear_paths(model))}"
-        for pattern in patterns
-        if pattern in unmatched
-    ]
+    if unmatched:
+        text = (
+            f"target_modules {', '.join(map(repr, unmatched))} matches no module of "
+            f"{type(model).__name__}; linear layers of it are {_examples(_linear_paths(model))}"
+        )
+        if len(unmatched) == len(patterns):
+            faults.append(text)
+        else:
+            warnings.warn(text, stacklevel=2)
+    elif not sites and not faults:
+        faults.append(
+            f"target_modules {target!r} leaves no layer of {type(model).__name__} to adapt: all "
+            "are excluded by exclude_modules, modules_to_save or layers_to_transform"
+        )
     if faults:
-        raise UserError(faults)
+        raise UserError(faults) if sites else NothingMatched(faults)
     return sites
 
 
@@ -171,15 +264,31 @@ def layer_number(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def modules_to_save(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """By path, the modules that ``modules_to_save`` names, as they are in the bare model."""
+    ends = tuple(names)
+    return {
+        path: module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+        for path, module in _modules_outside_adapters(model)
+        if path.endswith(ends)
+    }
+
+
 def _modules_outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Modules under the paths they have in the bare model; the inside of an adapter is left out."""
-    inside: tuple[str, ...] = ()
+    """Modules under the paths they have in the bare model; the inside of what PEFT put in its place
+    is left out."""
+    inside: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if inside and path.startswith(inside):
+        if module in inside:
             continue
-        if isinstance(module, MoELoraLayer):
-            inside = (*inside, f"{path}.")
-        yield path, module
+        if isinstance(module, MoELoraLayer | AuxiliaryTrainingWrapper):
+            inside.update(module.modules())
+        if not path.endswith("_orig_mod"):  # the compiled module itself has this place
+            yield portable(path), module
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, MoELoraLayer) else module
 
 
 def _linear_paths(model: nn.Module) -> Iterable[str]:

@@ -80,6 +80,8 @@ answer = predictor.choose(picture, "What colour is it?", options)
 print(answer.letter, options[answer.choice], f"{{max(answer.probabilities):.0%}}")
 ```
 
+PEFT's own `PeftModel.from_pretrained` loads it, too, in a program that says `import vlmoe` first.
+
 ## Settings
 
 ```yaml
