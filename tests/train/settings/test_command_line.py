@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import yaml
-from tests.train.settings.test_train_config import faults
 
+from tests.train.settings.test_train_config import faults
 from vlmoe.errors import UserError
 from vlmoe.train.settings.command_line import field_docs, from_command_line
 from vlmoe.train.settings.config import TrainConfig, build, read_yaml, to_yaml
