@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.models_for_tests import (
     CHATML,
+    QWEN_WINDOW,
     TEXT_KINDS,
     save_small_llava,
     save_small_siglip_llava,
@@ -37,6 +38,8 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "llava": save_small_llava,
     "llava-siglip": save_small_siglip_llava,
     **{kind: lambda folder, kind=kind: save_small_text(folder, kind) for kind in TEXT_KINDS},
+    "mistral-window": lambda folder: save_small_text(folder, "mistral", sliding_window=8),
+    "qwen2-window": lambda folder: save_small_text(folder, "qwen2", **QWEN_WINDOW),
     "llama-chat": lambda folder: save_small_text(folder, "llama", CHATML),
 }
 

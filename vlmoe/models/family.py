@@ -21,10 +21,12 @@ from vlmoe.errors import UserError
 
 FAMILIES = {
     "llava": "llava:LLAVA",
+    "gemma3_text": "text:TEXT",
     "glm": "text:TEXT",
     "glm4": "text:TEXT",
     "llama": "text:TEXT",
     "mistral": "text:TEXT",
+    "phi3": "text:TEXT",
     "qwen2": "text:TEXT",
     "qwen3": "text:TEXT",
 }

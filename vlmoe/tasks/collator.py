@@ -19,6 +19,7 @@ from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
+from vlmoe.models.causal import longest
 from vlmoe.models.family import Reader, Size, family_of
 from vlmoe.models.tree import Pictures, pack
 from vlmoe.tasks.letters import AnswerTokens, answer_tokens
@@ -71,7 +72,7 @@ class Collator:
     @property
     def max_length(self) -> int:
         """Longest sequence the model takes, pictures included."""
-        return self.reader.config.get_text_config().max_position_embeddings
+        return longest(self.reader.config)
 
     @property
     def letter_ids(self) -> tuple[int, ...]:
