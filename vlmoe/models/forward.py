@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -53,13 +54,46 @@ def head(model: nn.Module) -> nn.Module:
     return bare(model).get_output_embeddings()
 
 
-def embed(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The tokens' embeddings (R, S, width), pictures in their places."""
+def next_logits(
+    model: nn.Module, batch: Mapping[str, Tensor], cache: Any = None
+) -> tuple[Tensor, Any]:
+    """Logits (N, V) of the token behind each row, and what ``following`` tokens need of this call.
+
+    Nothing is kept on the model: several conversations may go on in turns.
+
+    Args:
+        model: a base, adapted or not.
+        batch: from ``Collator.asking``, ``talking`` or ``following``.
+        cache: what the call before returned.
+    """
     base = bare(model)
     inputs = family_of(base.config).inputs(base, batch)
-    if "inputs_embeds" in inputs:
-        return inputs["inputs_embeds"]
-    return base.get_input_embeddings()(inputs["input_ids"])
+    out = base.base_model(**inputs, past_key_values=cache, use_cache=True)
+    return head(model)(out.last_hidden_state[:, -1:])[:, 0], out.past_key_values
+
+
+def following(batch: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """The batch of the tokens (N, T) that follow, for a model that has seen ``batch``."""
+    longer = followed_by(batch, tokens)
+    count = tokens.shape[1]
+    return {
+        "input_ids": tokens,
+        "attention_mask": longer["attention_mask"],
+        "position_ids": longer["position_ids"][..., -count:],
+    }
+
+
+def followed_by(batch: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """The batch with tokens (N, T) behind its rows, which end together."""
+    places = batch["position_ids"]
+    axes = tuple(at for at in range(places.dim()) if at != places.dim() - 2)
+    after = places.amax(axes, keepdim=True) + 1 + torch.arange(tokens.shape[1]).to(places)
+    longer = {
+        "input_ids": torch.cat([batch["input_ids"], tokens], 1),
+        "attention_mask": torch.cat([batch["attention_mask"], torch.ones_like(tokens)], 1),
+        "position_ids": torch.cat([places, after.expand(*places.shape[:-1], -1)], -1),
+    }
+    return {**batch, **longer}
 
 
 def use_attention(model: nn.Module, attention: str) -> None:

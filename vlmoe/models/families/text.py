@@ -57,6 +57,10 @@ class TextReader:
         """There are none. Raises ``UserError``."""
         raise UserError(f"{BLIND}: a picture cannot be shown to it")
 
+    def positions(self, ids: Sequence[int], sizes: Sequence[Size]) -> Tensor | None:
+        """None: each token's is the number of those before it."""
+        return None
+
     def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
         """None: there is no picture."""
         return None
