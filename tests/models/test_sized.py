@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from tests.vision_models_for_tests import KINDS, save_small_vision
 from vlmoe.data.example import Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
+from vlmoe.models import table
 from vlmoe.models.family import Size, family_of, family_of_kind
 from vlmoe.models.load import load_base, load_reader
 from vlmoe.tasks.collator import Collator
@@ -194,3 +196,9 @@ def test_texts_and_templates_that_do_not_fit_pictures(tmp_path):
     reader.tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="template shows no pictures"):
         load_reader(str(folder))
+
+
+def test_the_table_in_the_docs_is_what_the_code_says():
+    page = (Path(__file__).parents[2] / "docs" / "bases.md").read_text(encoding="utf-8")
+    made = page.partition(table.BEGIN)[2].partition(table.END)[0]
+    assert made.strip() == table.supported()

@@ -258,14 +258,22 @@ class SizedFamily:
         self, config: PretrainedConfig, pictures: int, generator: torch.Generator
     ) -> tuple[list[int], dict[str, Tensor]]:
         """Of pictures of 640 x 480, without the text that may stand between their parts."""
+        blank = [Image.new("RGB", (640, 480))] * pictures
+        pixels = self._without_files(config).pixels(blank, "crop")
+        noise = torch.randn(pixels["pixel_values"].shape, generator=generator)
+        ids = [config.image_token_id] * self.tokens(config, Size(480, 640))
+        return ids, {**pixels, "pixel_values": noise}
+
+    def tokens(self, config: PretrainedConfig, size: Size) -> int:
+        """Tokens that stand for a part of a picture of that size, by ``numbers``."""
+        reader = self._without_files(config)
+        return reader._count(reader.fitted(size))
+
+    def _without_files(self, config: PretrainedConfig) -> SizedReader:
+        """One that reads pictures, but no text."""
         tokenizer: Any = _Marks(config)
         processor = processor_class(self._processor)(**self._settings, **self.numbers(config))
-        reader = self._make(config, tokenizer, frozenset(), processor)
-        pixels = reader.pixels([Image.new("RGB", (640, 480))] * pictures, "crop")
-        values = pixels["pixel_values"]
-        noise = torch.randn(values.shape, generator=generator)
-        count = reader._count(Size(480, 640))
-        return [config.image_token_id] * count, {**pixels, "pixel_values": noise}
+        return self._make(config, tokenizer, frozenset(), processor)
 
     @property
     def shapes(self) -> dict[str, Callable[[], PretrainedConfig]]:
