@@ -23,7 +23,7 @@ from tests.models_for_tests import (
     save_small_text,
 )
 from tests.vision_models_for_tests import KINDS, save_small_vision
-from vlmoe.adapter import RoutingRecorder
+from vlmoe.adapter import RoutingRecorder, load_adapter
 from vlmoe.adapter.sites import path_tower
 from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
@@ -241,6 +241,26 @@ def test_experts_of_a_question(base):
         assert (mark in seen) == (image is not None)
     finally:
         model.unload()
+
+
+def test_a_saved_adapter_fits_the_next_copy_of_its_base(base, folder, tmp_path):
+    torch.manual_seed(0)
+    model = adapt(base.model, TrainConfig(model=base.name, experts=3, top_k=2, rank=2))
+    batch = Collator.of(base.reader).scoring(questions(base))
+    try:
+        for name, parameter in model.named_parameters():
+            if "moe_lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        model.save_pretrained(tmp_path / "adapter")
+        with torch.no_grad():
+            expected = logits_at(model.eval(), batch)
+    finally:
+        model.unload()
+    with torch.no_grad():
+        bare = logits_at(base.model, batch)
+        again = load_adapter(load_base(str(folder)).model, tmp_path / "adapter")
+        assert torch.equal(logits_at(again, batch), expected)
+    assert not torch.equal(bare, expected)
 
 
 def test_random_batches_of_every_family(base):

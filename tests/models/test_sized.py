@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models import table
 from vlmoe.models.family import Size, family_of, family_of_kind
+from vlmoe.models.forward import flex_fault
 from vlmoe.models.load import load_base, load_reader
 from vlmoe.tasks.collator import Collator
 
@@ -71,21 +73,28 @@ def test_as_many_features_as_counted(base):
 
 
 def test_a_cap_holds_and_the_model_keeps_to_it(base):
-    family = family_of(base.model.config)
-    least, most = min(counts(base.reader, SIZES)), max(counts(base.reader, SIZES))
-    if least == most:
-        with pytest.raises(UserError, match="even a small picture takes"):
-            Collator.of(base.reader, max_picture_tokens=most - 1)
+    def holds(cap: int) -> bool:
+        with suppress(UserError):
+            return bool(base.reader.capped(cap))
+        return False
+
+    most = base.reader.picture_tokens(None).count(base.reader.image_token)
+    caps = [cap for cap in range(1, most + 1) if holds(cap)]
+    if base.model.config.model_type == "gemma3":  # all pictures are equal
+        assert caps == [most]
         return
-    reader = Collator.of(base.reader, max_picture_tokens=most - 1).reader
-    found = counts(reader, SIZES)
-    assert max(found) < most
-    assert reader.picture_tokens(None).count(reader.image_token) < most
-    with torch.no_grad():
-        rows = family.features(base.model, reader.pixels(pictures(SIZES), "crop"))
-    assert len(rows) == sum(found)
+    assert 1 < caps[0] < most
     with pytest.raises(UserError, match="--max-picture-tokens 1: even a small picture takes"):
         Collator.of(base.reader, max_picture_tokens=1)
+    assert caps == list(range(caps[0], most + 1))
+    reader = Collator.of(base.reader, max_picture_tokens=caps[0]).reader
+    found = counts(reader, SIZES)
+    assert max(found) <= caps[0]
+    assert reader.picture_tokens(None).count(reader.image_token) <= caps[0]
+    with torch.no_grad():
+        family = family_of(base.model.config)
+        rows = family.features(base.model, reader.pixels(pictures(SIZES), "crop"))
+    assert len(rows) == sum(found)
 
 
 def test_a_length_is_known_without_the_picture(base):
@@ -163,6 +172,8 @@ def test_what_does_not_belong_together_is_named(tmp_path):
         return str(error.value)
 
     larger = {"height": 56, "width": 56}
+    assert "pan-and-scan is not supported" in change("gemma3", do_pan_and_scan=True, odd=1)
+    assert "does not resize" in change("qwen3_vl", do_resize=False)
     for kind, settings in {
         "llava_next": {"crop_size": larger},
         "idefics3": {"max_image_size": {"longest_edge": 56}},
@@ -171,6 +182,25 @@ def test_what_does_not_belong_together_is_named(tmp_path):
         "qwen2_5_vl": {"merge_size": 4},
     }.items():
         assert "belong together" in change(kind, **settings), kind
+
+
+def test_no_picture_is_shrunk_to_nothing():
+    """A wide picture takes more tokens than a square one, however small both are."""
+    config = LlavaNextConfig()
+    reader = family_of(config)._without_files(config)
+    assert reader._count(Size(100, 100)) == 1176
+    with pytest.raises(UserError, match="1200: even a small picture takes 1752 tokens"):
+        reader.capped(1200)
+    assert reader.capped(1800).fitted(Size(2000, 3000)).width > 200
+
+
+@pytest.mark.parametrize(("config", "may"), [
+    (Gemma3Config(), False), (Qwen2_5_VLConfig(), False), (InternVLConfig(), True),
+    (LlavaNextConfig(), True),
+], ids=lambda value: getattr(value, "model_type", None))  # fmt: skip
+def test_flex_attention_where_masks_are_made_for_it(config, may):
+    assert (flex_fault(config) is None) == may
+    assert config.get_text_config()._attn_implementation != "flex_attention"
 
 
 def test_what_is_not_supported_is_refused_by_name_and_reason(tmp_path):

@@ -22,7 +22,8 @@ from vlmoe.errors import UserError
 # by transformers, and which a test holds to that.
 EXACT = ("gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of kinds of layers
-MASKED = (None, "sdpa", "eager", "flex_attention")
+DENSE = (None, "sdpa", "eager")  # implementations that take a mask as a tensor
+MASKED = (*DENSE, "flex_attention")
 
 
 def causal_inputs(
@@ -153,6 +154,14 @@ def sharing_fault(config: PretrainedConfig) -> str | None:
     attention = text._attn_implementation
     if attention not in MASKED:
         return f"{attention} takes no mask of one's own"
+    return None
+
+
+def dense_fault(config: PretrainedConfig) -> str | None:
+    """Why a model attends in a way for which its family makes no masks; None if it does not."""
+    text = config.get_text_config()
+    if (attention := text._attn_implementation) not in DENSE:
+        return f"masks of this model ({text.model_type}) are not made for {attention}"
     return None
 
 

@@ -6,6 +6,7 @@ pass takes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PretrainedConfig
 
 from vlmoe.choices import ATTENTIONS
 from vlmoe.errors import UserError
@@ -100,7 +102,8 @@ def use_attention(model: nn.Module, attention: str) -> None:
     """Choose how the language model attends: ``sdpa``, or ``flex`` (FlexAttention, on CUDA).
 
     Raises:
-        UserError: ``flex`` on another device, which it cannot be trained on.
+        UserError: ``flex`` on another device, which it cannot be trained on, or for a base whose
+            masks are not made for it.
     """
     if attention not in ATTENTIONS:
         raise UserError(f"unknown attention {attention!r}: choose from {', '.join(ATTENTIONS)}")
@@ -111,7 +114,17 @@ def use_attention(model: nn.Module, attention: str) -> None:
                 f"--attention flex needs a CUDA device, and the model is on {base.device}: "
                 "leave it out"
             )
+        if fault := flex_fault(base.config):
+            raise UserError(f"--attention flex: {fault}; leave it out")
         base.get_decoder().set_attn_implementation("flex_attention")
+
+
+def flex_fault(config: PretrainedConfig) -> str | None:
+    """Why a model must not attend by FlexAttention, which goes for another way; None if it may."""
+    family, flex = family_of(config), copy.deepcopy(config)
+    flex.get_text_config()._attn_implementation = "flex_attention"
+    fault = family.sharing_fault(flex)
+    return None if fault == family.sharing_fault(config) else fault
 
 
 def bare(model: nn.Module) -> Any:

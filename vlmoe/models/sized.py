@@ -27,6 +27,7 @@ from vlmoe.models.faults import reading
 LONGEST = 100
 """Times as long as wide: longer pictures are squeezed to it. No processor takes any shape."""
 _SMALLER = 0.9  # of each side, until a picture takes few enough tokens
+_LEAST = 28  # pixels of the longer side, below which nothing is left of a picture
 
 
 class Runs(NamedTuple):
@@ -130,27 +131,29 @@ class SizedReader:
         return None
 
     def capped(self, most: int) -> SizedReader:
-        """One whose pictures take ``most`` tokens at most. Raises ``UserError`` if none can."""
+        """One whose pictures take ``most`` tokens at most. Raises ``UserError`` if some cannot."""
         reader = replace(self, max_picture_tokens=most)
-        reader.fitted(Size(100, 100))
+        for size in (Size(100, 100), *self.largest):
+            reader.fitted(size)
         return reader
 
     def fitted(self, size: Size) -> Size:
         """The size at which a picture is handed to the processor.
 
         Raises:
-            UserError: it takes more than ``max_picture_tokens`` however small it is made.
+            UserError: made small it takes more than ``max_picture_tokens``, too.
         """
         height, width = size
-        size = Size(min(height, LONGEST * width), min(width, LONGEST * height))
+        whole = size = Size(min(height, LONGEST * width), min(width, LONGEST * height))
+        scale = 1.0
         while self.max_picture_tokens and self._count(size) > self.max_picture_tokens:
-            smaller = Size(*(max(1, int(_SMALLER * side)) for side in size))
-            if smaller == size:
+            if max(size) <= _LEAST:
                 raise UserError(
                     f"--max-picture-tokens {self.max_picture_tokens}: even a small picture takes "
                     f"{self._count(size)} tokens"
                 )
-            size = smaller
+            scale *= _SMALLER
+            size = Size(*(max(1, round(scale * side)) for side in whole))
         return size
 
     def _count(self, size: Size) -> int:
@@ -223,6 +226,10 @@ class SizedFamily:
         with reading(source, "picture processor"):
             processor = processor_class(self._processor).from_pretrained(source, **self._settings)
             self.check(config, processor)
+            if not processor.do_resize:
+                raise UserError(
+                    "the picture processor does not resize (do_resize false), which vlmoe counts on"
+                )
         reader = self._make(config, tokenizer, ends, processor)
         known = tokenizer.get_added_vocab().values()
         if config.image_token_id not in known:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from vlmoe.errors import UserError
-from vlmoe.models.causal import as_scores, sharing_fault, windows
+from vlmoe.models.causal import as_scores, dense_fault, sharing_fault, windows
 from vlmoe.models.family import Family, Patches, Size
 from vlmoe.models.sized import Runs, SizedFamily, SizedReader
 
@@ -84,9 +84,7 @@ class GemmaFamily(SizedFamily):
 
     def sharing_fault(self, config: PretrainedConfig) -> str | None:
         """As for its language model; FlexAttention would need a block mask of its own."""
-        if config.get_text_config()._attn_implementation == "flex_attention":
-            return "masks of this model are not made for FlexAttention"
-        return sharing_fault(config)
+        return dense_fault(config) or sharing_fault(config)
 
     def seeing(self, base: Any, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
         """Masks by kind of layer; of tokens that follow a cache nothing but which are padding."""
@@ -126,7 +124,5 @@ def _near(positions: Tensor, window: int) -> Tensor:
 
 
 # The projector is a bare parameter.
-GEMMA3: Family = GemmaFamily(
-    GemmaReader, "Gemma3ImageProcessor", ("lm_head", "model.multi_modal_projector"),
-    do_pan_and_scan=False,
-)  # fmt: skip
+_KEPT = ("lm_head", "model.multi_modal_projector")
+GEMMA3: Family = GemmaFamily(GemmaReader, "Gemma3ImageProcessor", _KEPT)

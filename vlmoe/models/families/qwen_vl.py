@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlmoe.errors import UserError
+from vlmoe.models.causal import dense_fault
 from vlmoe.models.family import Family, Size
 from vlmoe.models.sized import LONGEST, Runs, SizedFamily, SizedReader
 
@@ -119,9 +120,7 @@ class QwenFamily(SizedFamily):
 
     def sharing_fault(self, config: PretrainedConfig) -> str | None:
         """FlexAttention is not declared by these models; else nothing stands against it."""
-        if config.get_text_config()._attn_implementation == "flex_attention":
-            return "this model has no FlexAttention"
-        return None
+        return dense_fault(config)
 
 
 QWEN2_5: Family = QwenFamily(
