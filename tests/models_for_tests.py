@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -108,7 +109,7 @@ def save_small_llava(directory: Path, seed: int = 0, width: int = 32) -> Path:
     return directory
 
 
-TEXT_KINDS = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4")
+TEXT_KINDS = ("llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "phi3", "gemma3_text")
 
 CHATML = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -118,13 +119,32 @@ CHATML = (
 """A chat template as Qwen and many others have it; letters stand behind a new line."""
 
 
-def save_small_text(directory: Path, kind: str = "llama", template: str | None = None) -> Path:
+_OF_KIND: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "head_dim": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 8,
+        "tie_word_embeddings": False,
+    },
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "mistral": {"sliding_window": None},
+    "qwen3": {"head_dim": 8},
+}
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+
+
+def save_small_text(
+    directory: Path, kind: str = "llama", template: str | None = None, **settings: Any
+) -> Path:
     """Save a small random language model of an exact class, with the tokenizer of ``tiny``.
 
     Args:
         directory: where.
         kind: its ``model_type``.
         template: a chat template; its markup ``<|im_start|>``, ``<|im_end|>`` becomes tokens.
+        settings: of its config.
     """
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     if template:
@@ -134,18 +154,20 @@ def save_small_text(directory: Path, kind: str = "llama", template: str | None =
         tokenizer.eos_token = marks[1]
     config = AutoConfig.for_model(
         kind,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **({"head_dim": 8} if kind in ("qwen3", "glm", "glm4") else {}),
-        **({"sliding_window": None} if kind == "mistral" else {}),
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **_OF_KIND.get(kind, {}),
+            **settings,
+        },
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -16,12 +16,22 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 
 from tests.models_for_tests import small_llava
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.adapter.layer import adapted_layers
-from vlmoe.adapter.sites import default_target_pattern, find_sites, used_vision_layers
+from vlmoe.adapter.sites import (
+    default_target_pattern,
+    find_sites,
+    path_tower,
+    unread_layers,
+    used_vision_layers,
+)
 from vlmoe.errors import UserError
 
 VISION = "model.vision_tower.encoder.layers.{}.self_attn.{}"
@@ -115,8 +125,8 @@ def test_models_of_one_tower() -> None:
 def test_a_tower_without_the_usual_names_is_not_left_out_in_silence() -> None:
     model = small_llava()
     for layer in model.model.language_model.layers:
-        layer.self_attn = nn.ModuleDict({"qkv": nn.Linear(32, 96)})
-    with pytest.raises(UserError, match=r"language tower .*layers\.0\.self_attn\.qkv"):
+        layer.self_attn = nn.ModuleDict({"query_key_value": nn.Linear(32, 96)})
+    with pytest.raises(UserError, match=r"language tower .*layers\.0\.self_attn\.query_key"):
         default_target_pattern(model)
 
 
@@ -174,3 +184,52 @@ def test_all_linear_layers(tiny_random_llava: LlavaForConditionalGeneration) -> 
     adapted = get_peft_model(tiny_random_llava, config)
     linear = [m for m in small_llava().modules() if isinstance(m, nn.Linear)]
     assert len(list(adapted_layers(adapted))) == len(linear) - 1  # but for lm_head
+
+
+def test_a_fused_projection_is_one_site() -> None:
+    model = Phi3ForCausalLM(
+        Phi3Config(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+                   vocab_size=9, pad_token_id=0)
+    )  # fmt: skip
+    ends = ("qkv_proj", "o_proj")
+    assert default_sites(model) == {
+        f"model.layers.{layer}.self_attn.{end}" for layer in range(2) for end in ends
+    }
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ({"o_proj": 4, "query_key_value": 12}, "of which o_proj alone"),
+        ({"q_proj": 4, "k_proj": 4, "v_proj": 4}, "which k_proj, q_proj, v_proj alone"),
+    ],
+)
+def test_a_part_of_an_attention_is_not_taken_for_it(attention, words: str) -> None:
+    model = small_llava()
+    model.model.language_model.layers[1].self_attn = nn.ModuleDict(
+        {name: nn.Linear(4, width) for name, width in attention.items()}
+    )
+    with pytest.raises(UserError, match=rf"layers\.1\.self_attn .*{words}"):
+        default_target_pattern(model)
+
+
+def test_the_model_names_its_towers_and_projectors_are_none() -> None:
+    vision = {"depth": 2, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2,
+              "patch_size": 2, "out_hidden_size": 8, "fullatt_block_indexes": [1]}  # fmt: skip
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 9,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                "mrope_section": [1, 1, 0]}}  # fmt: skip
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    blocks = {f"model.visual.blocks.{n}.attn.{end}" for n in range(2) for end in ("qkv", "proj")}
+    assert {path for path in default_sites(model) if "visual" in path} == blocks
+    assert path_tower("model.visual.merger.mlp.0") == "projector"
+    assert path_tower("model.connector.modality_projection.proj") == "projector"
+    assert path_tower("model.text_model.layers.0.self_attn.q_proj") == "language"
+
+
+def test_layers_that_nothing_reads_are_named() -> None:
+    stem = "model.vision_tower.encoder.layers"
+    assert unread_layers(small_llava()) == [f"{stem}.2"]
+    assert unread_layers(small_llava(vision_feature_layer=-1)) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
+from PIL import Image
 
 from tests.visual7w_source import write_source
 from vlmoe.data.dataset import ExampleDataset, is_prepared, load_split
@@ -69,6 +70,31 @@ def test_text_alone_decodes_nothing(prepared: Path) -> None:
     example = load_split(prepared, "train").text(0)
     assert example.image is None
     assert example.id == "5001"
+
+
+def test_a_pictures_size_is_known_without_it(prepared: Path) -> None:
+    """New datasets store it; of old ones it is read off the file's header; or it is not known."""
+    examples = load_split(prepared, "train")
+    assert examples.text(0).size == examples[0].size == (32, 48)
+    shutil.rmtree(prepared / "images")
+    assert examples.text(0).size == (32, 48)
+    assert pickle.loads(pickle.dumps(examples.text(0))).size == (32, 48)
+
+
+def test_sizes_of_datasets_that_were_prepared_without_them(prepared: Path) -> None:
+    whole = load_split(prepared, "train")
+    table = whole._table.drop_columns(["height", "width"])
+    examples = ExampleDataset(whole.directory, "train", table)
+    assert [examples.text(at).size for at in range(6)] == [one.size for one in examples]
+    sideways = Image.new("RGB", (48, 32))
+    exif = sideways.getexif()
+    exif[0x0112] = 6
+    for file in (prepared / "images").iterdir():
+        sideways.save(file, "JPEG", exif=exif)
+    assert examples.text(0).size == load_split(prepared, "train")[0].size == (48, 32)
+    for file in (prepared / "images").iterdir():
+        file.write_bytes(b"no picture")
+    assert examples.text(0).size is None
 
 
 def test_image_key_groups_questions(original: Path, prepared: Path) -> None:

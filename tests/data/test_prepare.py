@@ -66,9 +66,13 @@ def test_plain_datasets_reads_it(tmp_path: Path) -> None:
             "choices": datasets.List(datasets.Value("string")),
             "answer": datasets.Value("int64"),
             "category": datasets.Value("string"),
+            "height": datasets.Value("int32"),
+            "width": datasets.Value("int32"),
         }
     )
     row = loaded["train"][0]
+    assert (row["height"], row["width"]) == (8, 8)
+    assert loaded["test"][0]["height"] == loaded["test"][0]["width"] == 0
     assert row["image"].getpixel((0, 0)) == (255, 0, 0)
     assert row["choices"] == ["A cat.", "A dog."]
     assert loaded["test"][0]["image"] is None

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,24 @@ from torch.nn.functional import cross_entropy
 
 from tests.models_for_tests import (
     CHATML,
+    QWEN_WINDOW,
     TEXT_KINDS,
     save_small_llava,
     save_small_siglip_llava,
     save_small_text,
 )
+from tests.vision_models_for_tests import KINDS, save_small_vision
+from vlmoe.adapter import RoutingRecorder, load_adapter
+from vlmoe.adapter.sites import path_tower
 from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 from vlmoe.models.family import FAMILIES, Family, Reader, family_of
-from vlmoe.models.load import load_base
+from vlmoe.models.forward import followed_by, following, logits_at, next_logits
+from vlmoe.models.load import checkpoint_activations, load_base
+from vlmoe.models.random import random_batch
 from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.readings import make_predictor
 from vlmoe.tasks.score import score
 from vlmoe.train.loop import answer_loss
@@ -37,6 +45,10 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "llava": save_small_llava,
     "llava-siglip": save_small_siglip_llava,
     **{kind: lambda folder, kind=kind: save_small_text(folder, kind) for kind in TEXT_KINDS},
+    "mistral-window": lambda folder: save_small_text(folder, "mistral", sliding_window=8),
+    "qwen2-window": lambda folder: save_small_text(folder, "qwen2", **QWEN_WINDOW),
+    **{kind: lambda folder, kind=kind: save_small_vision(folder, kind) for kind in KINDS},
+    "llava_next-plain": lambda folder: save_small_vision(folder, "llava_next", template=False),
     "llama-chat": lambda folder: save_small_text(folder, "llama", CHATML),
 }
 
@@ -49,6 +61,12 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(folder):
     return load_base(str(folder))
+
+
+OF_PICTURES = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
+TYPES = {"gemma3": "token_type_ids", "qwen2_5_vl": "mm_token_type_ids",
+         "qwen3_vl": "mm_token_type_ids"}  # fmt: skip
+"""By what the stock forward pass is told which tokens are a picture's."""
 
 
 def questions(base, count: int = 3) -> list[Example]:
@@ -65,7 +83,7 @@ def questions(base, count: int = 3) -> list[Example]:
             number % 2,
         )
         for at, picture in enumerate(pictures)
-        for number in range(count)
+        for number in range(max(1, count - (at == 1)))  # unequally many about the two
     ]
 
 
@@ -83,7 +101,10 @@ def test_loss_is_transformers_own(base, prompt):
     for example in questions(base):
         alone = collator.training([example])
         # As a user of transformers has it: no position, no mask of ours.
-        inputs = {name: alone[name] for name in ("input_ids", "pixel_values") if name in alone}
+        inputs = {name: alone[name] for name in ("input_ids", *OF_PICTURES) if name in alone}
+        kind = base.model.config.model_type
+        if kind in TYPES and "pixel_values" in alone:
+            inputs[TYPES[kind]] = (alone["input_ids"] == base.reader.image_token).long()
         logits = base.model(**inputs).logits[0]
         expected += cross_entropy(logits[alone["read_at"][0]], alone["labels"][0], reduction="sum")
     batch = collator.training(questions(base))
@@ -117,22 +138,40 @@ def test_shared_is_alone_with_every_gradient(base):
                 torch.nn.init.normal_(parameter, std=0.05)
         collator = Collator.of(base.reader)
         assert collator.sharing_fault is None
-        gradients, losses = [], []
+        gradients, losses, tables = [], [], []
+        recorder = RoutingRecorder(model)
         for fault in (None, "as a test has it"):
+            if fault:  # and, on the way, that computing activations twice changes nothing
+                checkpoint_activations(base.model)
+                model.train()
             batch = replace(collator, sharing_fault=fault).training(questions(base))
             assert ("seen_until" in batch) == (fault is None)
             model.zero_grad()
-            losses.append(answer_loss(model, batch))
+            with recorder.record(batch["uses"], batch.get("picture_uses")) as recording:
+                losses.append(answer_loss(model, batch))
+            recorder.count(recording)
+            tables.append(recorder.read())
             losses[-1].backward()
             gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
         for name, gradient in gradients[0].items():
             assert gradient is not None, name
             torch.testing.assert_close(gradient, gradients[1][name], rtol=2e-5, atol=2e-5)
-        towers = {"vision" if "vision_tower" in name else "language" for name in gradients[0]}
+        for example in questions(base):
+            batch = collator.training([example])
+            with torch.no_grad(), recorder.record(batch["uses"]) as recording:
+                answer_loss(model, batch)
+            recorder.count(recording)
+        # Each token as often as questions use it.
+        for one, two, alone in zip(*tables, recorder.read(), strict=True):
+            assert one.tokens == two.tokens == alone.tokens
+            for other in (two, alone):
+                assert one.share == pytest.approx(other.share, abs=2 / one.tokens)
+        towers = {path_tower(name) for name in gradients[0]}
         assert ("vision" in towers) == family_of(base.model.config).sees
     finally:
-        model.unload()
+        checkpoint_activations(base.model, on=False)
+        model.unload().eval()
 
 
 @pytest.mark.parametrize("scoring", ["letter", "option", "generate"])
@@ -149,13 +188,92 @@ def test_answers_do_not_depend_on_the_batch(base, scoring):
         assert all_.prediction.scores == pytest.approx(one.prediction.scores, abs=1e-5)
 
 
-def test_streaming_says_what_generating_says(base):
-    asked = questions(base, 1)[-1]
+def test_visitors_who_stream_at_once_hear_what_generating_says(base):
+    asked = questions(base, 1)
     predictor = make_predictor("generate", base.model, Collator.of(base.reader), 5)
-    (whole,) = predictor.choose_all([asked])
-    turns = [predictor.collator.style.turn(asked, picture=False)]
-    *_, said = predictor.stream(predictor.collator.talking(None, turns, 5), max_new_tokens=5)
-    assert said.text == whole.text
+    collator = predictor.collator
+    streams = []
+    for example in asked:
+        turns = [collator.style.turn(example, picture=False)]
+        streams.append(
+            predictor.stream(collator.talking(example.image, turns, 5), max_new_tokens=5)
+        )
+    *_, last = zip_longest(*streams)
+    ended = {id(stream): said for stream, said in zip(streams, last, strict=True)}
+    texts = [prediction.text for prediction in predictor.choose_all(asked)]
+    for at, example in enumerate(asked):
+        turns = [collator.style.turn(example, picture=False)]
+        *_, alone = predictor.stream(collator.talking(example.image, turns, 5), max_new_tokens=5)
+        assert alone.text == texts[at]
+        said = ended[id(streams[at])]
+        assert said is None or said == alone
+
+
+def test_the_next_token_is_that_of_the_whole_sequence(base):
+    """With what was kept of the tokens before it, and without."""
+    collator = Collator.of(base.reader)
+    for example in questions(base, 1):
+        batch = collator.talking(example.image, [Turn("Which colour?")], 5)
+        cache, logits, more = None, [], torch.tensor([[7, 11, 13]])
+        now = batch
+        with torch.inference_mode():
+            for token in more[0]:
+                found, cache = next_logits(base.model, now, cache)
+                logits.append(found)
+                now = following(now, token.view(1, 1))
+            whole = followed_by(batch, more)
+            at = torch.arange(3) + batch["input_ids"].shape[1] - 1
+            expected = logits_at(base.model, {**whole, "read_at": at})
+        torch.testing.assert_close(torch.cat(logits), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_experts_of_a_question(base):
+    """Of every token of both towers; on a map only where the vision tower's have a place."""
+    torch.manual_seed(0)
+    config = TrainConfig(model=base.name, experts=3, top_k=2, rank=2)
+    model = adapt(base.model, config)
+    try:
+        collator = Collator.of(base.reader)
+        image = questions(base)[0].image
+        batch = collator.talking(image, [Turn("Which colour?")], 5)
+        found = Predictor(model, collator).experts(batch, [7, 11])
+        assert len(found.tokens) == batch["input_ids"].shape[1] + 2
+        for layer in found.layers:
+            if layer.tower == "language":
+                assert len(layer.leading) == len(found.tokens)
+            elif layer.tower == "vision" and found.patches is not None:
+                assert len(found.leading(layer)) == found.patches.rows * found.patches.columns
+        seen = found.tokens[found.picture.start : found.picture.stop]
+        mark = base.reader.tokenizer.convert_ids_to_tokens(base.reader.image_token or 0)
+        assert (mark in seen) == (image is not None)
+    finally:
+        model.unload()
+
+
+def test_a_saved_adapter_fits_the_next_copy_of_its_base(base, folder, tmp_path):
+    torch.manual_seed(0)
+    model = adapt(base.model, TrainConfig(model=base.name, experts=3, top_k=2, rank=2))
+    batch = Collator.of(base.reader).scoring(questions(base))
+    try:
+        for name, parameter in model.named_parameters():
+            if "moe_lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        model.save_pretrained(tmp_path / "adapter")
+        with torch.no_grad():
+            expected = logits_at(model.eval(), batch)
+    finally:
+        model.unload()
+    with torch.no_grad():
+        bare = logits_at(base.model, batch)
+        again = load_adapter(load_base(str(folder)).model, tmp_path / "adapter")
+        assert torch.equal(logits_at(again, batch), expected)
+    assert not torch.equal(bare, expected)
+
+
+def test_random_batches_of_every_family(base):
+    """What a step costs is measured on them."""
+    batch = random_batch(base.model, 1, 5, questions=2)
+    assert torch.isfinite(answer_loss(base.model, batch))
 
 
 def test_in_four_bits_the_named_modules_keep_their_weights(folder):

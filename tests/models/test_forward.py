@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, MistralConfig, Qwen2Config
+from transformers import (
+    Gemma3TextConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.models_for_tests import llava_text, save_small_llava, small_llava
@@ -17,7 +23,7 @@ from vlmoe.adapter import RoutingRecorder
 from vlmoe.data.example import Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
-from vlmoe.models.causal import sharing_fault, tree_mask
+from vlmoe.models.causal import check_logits, longest, sharing_fault, tree_mask
 from vlmoe.models.forward import logits_at, use_attention
 from vlmoe.models.load import Base, load_base, load_reader
 from vlmoe.tasks.collator import Collator
@@ -270,8 +276,15 @@ TEXT = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidde
         "max_position_embeddings": 512}  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [MistralConfig(**TEXT, sliding_window=None), Qwen2Config(**TEXT)],
-                         ids=["mistral", "qwen2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        MistralConfig(**TEXT, sliding_window=None), MistralConfig(**TEXT, sliding_window=9),
+        Qwen2Config(**TEXT), Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=9,
+                                         max_window_layers=1),
+    ],
+    ids=["mistral", "mistral-window", "qwen2", "qwen2-window"],
+)  # fmt: skip
 def test_language_models_that_are_let_through(tmp_path, text):
     """Each question of a picture has the logits of a sequence of its own."""
     tiny = load_reader("tiny")
@@ -295,21 +308,35 @@ def test_language_models_that_are_let_through(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (MistralConfig(**TEXT, sliding_window=64), "sliding-window attention, over 64 tokens"),
-        (Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=64, max_window_layers=1),
-         "sliding-window attention"),
+        (Qwen2Config(**TEXT, layer_types=["full_attention", "chunked_attention"]),
+         "layers of chunked_attention"),
         (MistralConfig(**TEXT, sliding_window=None, is_causal=False), "tokens that come after"),
         (MistralConfig(**TEXT, sliding_window=None, rope_parameters={
             "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "longest sequence"),
         (MistralConfig(**TEXT, sliding_window=None, attn_implementation="flash_attention_2"),
          "flash_attention_2 takes no mask"),
     ],
-    ids=["sliding", "partly sliding", "bidirectional", "dynamic positions", "flash"],
+    ids=["chunked", "bidirectional", "dynamic positions", "flash"],
 )  # fmt: skip
 def test_models_in_which_it_is_not_exact_are_named(text, fault):
     config = small_llava().config
     config.text_config = text
     assert fault in sharing_fault(config)
+
+
+def test_lengths_at_which_positions_would_change_for_a_whole_batch_are_too_long():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
+            "long_factor": [3.0] * 8, "original_max_position_embeddings": 24}  # fmt: skip
+    special = {"pad_token_id": 0, "original_max_position_embeddings": 24}
+    assert longest(Phi3Config(**TEXT, **special, rope_parameters=rope)) == 24
+    assert longest(Phi3Config(**TEXT, pad_token_id=0)) == TEXT["max_position_embeddings"]
+    assert longest(Gemma3TextConfig(**TEXT)) == TEXT["max_position_embeddings"]
+
+
+def test_logits_that_the_head_alone_does_not_make_are_refused():
+    check_logits(Gemma3TextConfig(**TEXT))
+    with pytest.raises(UserError, match="bends its logits"):
+        check_logits(Gemma3TextConfig(**TEXT, final_logit_softcapping=30.0))
 
 
 def test_a_picture_behind_the_question_is_shared_by_none(tmp_path):
@@ -355,10 +382,14 @@ def test_attention_by_name(tmp_path):
         use_attention(base.model, "fast")
 
 
-def test_block_mask_of_flex_attention_is_the_same():
+@pytest.mark.parametrize("window", [None, 2])
+def test_block_mask_of_flex_attention_is_the_same(window):
     seen_until = torch.tensor([[6, 3, 3, 6, 6, 6, 7], [2, 2, 5, 5, 5, 6, 7]])
-    blocks = tree_mask(seen_until, "flex_attention", torch.float32)
-    dense = tree_mask(seen_until, "sdpa", torch.float32)[:, 0] == 0
+    along = window, torch.tensor([[0, 1, 2, 1, 2, 3, 0], [0, 1, 0, 1, 2, 0, 0]])
+    blocks = tree_mask(seen_until, "flex_attention", torch.float32, *along)
+    dense = tree_mask(seen_until, "sdpa", torch.float32, *along)[:, 0] == 0
+    assert bool(dense[0, 4, 0]) == (window is None)  # two steps away, though
+    assert bool(dense[0, 3, 0])  # a step away, with others between them
     for row in range(2):
         for t in range(7):
             for s in range(7):

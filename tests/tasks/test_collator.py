@@ -108,7 +108,9 @@ def test_generated_rows_end_together_and_padding_is_masked(collator):
     assert short.tolist() == sorted(short.tolist())  # zeros, then ones
     pad = collator.tokenizer.pad_token_id
     assert (batch["input_ids"][0][short == 0] == pad).all()
-    assert batch["picture_of"].tolist() == [0, 0]
+    assert batch["feature_of"].tolist() == [*range(64)] * 2
+    assert batch["position_ids"][1].tolist() == list(range(len(long)))
+    assert batch["position_ids"][0][short == 1].tolist() == list(range(int(short.sum())))
     assert batch["pixel_values"].shape[0] == 1
 
 
@@ -122,7 +124,7 @@ def test_questions_about_equal_pictures_share_a_row(base, collator):
     image_id = base.model.config.image_token_id
     assert (batch["input_ids"] == image_id).sum() == 2 * base.reader.image_tokens
     alone = replace(collator, sharing_fault="as a test has it").training([EXAMPLE, other, again])
-    assert alone["picture_of"].tolist() == [0, 1, 0]
+    assert alone["feature_of"][::64].tolist() == [0, 64, 0]
     assert (alone["input_ids"] == image_id).sum() == 3 * base.reader.image_tokens
     assert torch.equal(alone["pixel_values"], batch["pixel_values"])
 
@@ -140,7 +142,7 @@ def test_each_place_gets_its_own_picture(collator):
     image_id = collator.tokenizer.convert_tokens_to_ids("<image>")
     starts = torch.nonzero(batch["input_ids"].flatten() == image_id).flatten()[::64]
     uses = batch["uses"].flatten()[starts].tolist()
-    assert batch["picture_uses"][batch["picture_of"]].tolist() == uses
+    assert batch["picture_uses"][batch["feature_of"][::64] // 64].tolist() == uses
     assert batch["picture_uses"].tolist() == list(counts)
 
 

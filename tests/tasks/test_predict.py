@@ -69,7 +69,9 @@ def test_the_likeliest_words_are_those_of_the_slow_way(base, picture, question):
     assert all(later.text.startswith(now.text) for now, later in pairwise(said))
     whole = torch.cat([asked["input_ids"], torch.tensor([said[-1].tokens])], 1)
     with torch.inference_mode():
-        logits = base.model(**asked | {"input_ids": whole, "attention_mask": None}).logits[0]
+        logits = base.model(
+            **asked | {"input_ids": whole, "attention_mask": None, "position_ids": None}
+        ).logits[0]
     start = asked["input_ids"].shape[1] - 1
     assert logits[start:-1].argmax(-1).tolist() == list(said[-1].tokens)
 

@@ -1,11 +1,16 @@
-"""Which linear layers of a model get an adapter, and to which tower they belong."""
+"""Which linear layers of a model get an adapter, and to which tower they belong.
+
+Some models make query, key and value by one layer, ``qkv`` or ``qkv_proj``. It is one site, with
+one router and one set of experts for all three: a departure from the paper, whose models have
+three.
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from peft import TaskType
@@ -22,13 +27,25 @@ from vlmoe.adapter.layer import MoELoraLayer
 from vlmoe.errors import UserError
 
 VISION_PARTS = {"vision_tower", "vision_model", "vision_encoder", "visual"}
-PROJECTOR_PARTS = {"multi_modal_projector", "mm_projector"}
+# `merger`, `deepstack_merger_list`: Qwen's, which lie inside its vision tower.
+PROJECTOR_PARTS = {
+    "multi_modal_projector", "mm_projector", "connector", "merger", "deepstack_merger_list"
+}  # fmt: skip
 
 # `layers.N` and then an attention's projection; what stands before may differ from one version of
-# transformers to the next (`vision_tower.encoder`, `vision_tower.vision_model.encoder`).
+# transformers to the next (`vision_tower.encoder`, `vision_tower.vision_model.encoder`). Qwen's
+# vision tower has `blocks.N.attn.{qkv,proj}`, InternVL's `layer.N.attention.projection_layer`,
+# Phi-3 `qkv_proj`.
 _ATTENTION = re.compile(
-    r"(?P<stem>(?:.*\.)?layers)\.(?P<layer>\d+)"
-    r"\.(?P<attention>self_attn|attn|attention)\.(?P<projection>[qkvo]_proj|out_proj)"
+    r"(?P<stem>(?:.*\.)?(?:layers?|blocks))\.(?P<layer>\d+)"
+    r"\.(?P<attention>self_attn|attn|attention)"
+    r"\.(?P<projection>[qkvo]_proj|out_proj|qkv_proj|qkv|proj|projection_layer)"
+)
+# What an attention is made of, in any of these ways and no other.
+_WHOLE = tuple(
+    {*parts.split(), out}
+    for parts in ("q_proj k_proj v_proj", "qkv_proj", "qkv")
+    for out in ("o_proj", "out_proj", "proj", "projection_layer")
 )
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -53,7 +70,7 @@ def default_target_pattern(
     """A pattern for every attention projection of a model that can receive a gradient.
 
     That is q, k, v and o/out of both towers, without the vision layers behind
-    ``vision_feature_layer``: nothing reads their output.
+    ``vision_feature_layer``: nothing reads their output (``unread_layers`` names them).
 
     Args:
         model: LLaVA or a relative of it, or a model of one tower such as Llama or CLIP.
@@ -63,15 +80,18 @@ def default_target_pattern(
         A regular expression for whole module paths, which matches these and no others.
 
     Raises:
-        UserError: a tower has no attention projections of the usual names, or none is chosen.
+        UserError: a tower has no attention projections of the usual names, an attention has others
+            beside them, or none is chosen.
     """
     found: dict[str, list[re.Match[str]]] = defaultdict(list)
     linear: dict[str, list[str]] = defaultdict(list)
+    tower_of = _towers(model)
     for path in _linear_paths(model):
-        tower = path_tower(path)
+        tower = tower_of(path)
         linear[tower].append(path)
         if match := _ATTENTION.fullmatch(path):
             found[tower].append(match)
+    _check_whole(model, [match for matches in found.values() for match in matches])
 
     # A tower left out in silence is the one thing that must not happen here.
     for tower in ("vision", "language"):
@@ -81,9 +101,8 @@ def default_target_pattern(
                 f"{tower} tower of {type(model).__name__}: name target_modules; its linear layers "
                 f"are {_examples(linear[tower])}"
             )
-    depth = used_vision_layers(model)
-    if depth is not None:
-        found["vision"] = [match for match in found["vision"] if int(match["layer"]) < depth]
+    unread = set(unread_layers(model))
+    found["vision"] = [match for match in found["vision"] if _layer_of(match) not in unread]
     taken = [match for tower in found.values() for match in tower if chosen(match[0])]
     if not taken:
         raise UserError(
@@ -95,8 +114,7 @@ def default_target_pattern(
 
 def default_limits(config: MoELoraConfig) -> Callable[[str], bool]:
     """What the fields beside ``target_modules`` say of the default layers."""
-    ends = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"]
-    probe = replace(config, target_modules=ends)
+    probe = replace(config, target_modules=sorted(set().union(*_WHOLE)))
     return lambda path: matches(probe, path)
 
 
@@ -224,10 +242,11 @@ def used_vision_layers(model: nn.Module) -> int | None:
         UserError: ``vision_feature_layer`` lies outside the tower.
     """
     chosen = vision_feature_layer(model)
+    tower_of = _towers(model)
     numbers = {
         int(match["layer"])
         for path, _ in _modules_outside_adapters(model)
-        if path_tower(path) == "vision" and (match := _ATTENTION.fullmatch(path))
+        if tower_of(path) == "vision" and (match := _ATTENTION.fullmatch(path))
     }
     if chosen is None or not numbers:
         return None
@@ -238,6 +257,20 @@ def used_vision_layers(model: nn.Module) -> int | None:
             f"vision_feature_layer {chosen} lies outside a vision tower of {total} layers"
         )
     return max(index if index >= 0 else total + 1 + index for index in indices)
+
+
+def unread_layers(model: nn.Module) -> list[str]:
+    """Paths of the vision tower's layers that nothing reads: they would never get a gradient."""
+    depth = used_vision_layers(model)
+    if depth is None:
+        return []
+    tower_of = _towers(model)
+    behind = {
+        _layer_of(match): int(match["layer"])
+        for path in _linear_paths(model)
+        if tower_of(path) == "vision" and (match := _ATTENTION.fullmatch(path))
+    }
+    return [path for path, number in behind.items() if number >= depth]
 
 
 def vision_feature_layer(model: nn.Module) -> int | list[int] | None:
@@ -253,9 +286,9 @@ def vision_feature_layer(model: nn.Module) -> int | list[int] | None:
 def path_tower(path: str) -> str:
     """``vision``, ``projector`` or ``language``, from the path of a module or parameter."""
     parts = set(path.split("."))
-    if parts & VISION_PARTS:
-        return "vision"
-    return "projector" if parts & PROJECTOR_PARTS else "language"
+    if parts & PROJECTOR_PARTS:
+        return "projector"
+    return "vision" if parts & VISION_PARTS else "language"
 
 
 def layer_number(path: str) -> int | None:
@@ -272,6 +305,47 @@ def modules_to_save(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Modu
         for path, module in _modules_outside_adapters(model)
         if path.endswith(ends)
     }
+
+
+def _towers(model: nn.Module) -> Callable[[str], str]:
+    """What tells a path's tower: where the model names its towers itself, these; else the path."""
+    named: dict[str, str] = {}
+    for tower, way, kind in (("vision", "get_encoder", "image"), ("language", "get_decoder", None)):
+        ask = getattr(model, way, None)
+        part = None if ask is None else (ask(kind) if kind else ask())
+        path = next((path for path, module in model.named_modules() if module is part), "")
+        if path:
+            named[f"{path}."] = tower
+
+    def tower_of(path: str) -> str:
+        by_name = path_tower(path)
+        if by_name == "projector":
+            return by_name
+        return next((tower for start, tower in named.items() if path.startswith(start)), by_name)
+
+    return tower_of
+
+
+def _layer_of(match: re.Match[str]) -> str:
+    return f"{match['stem']}.{match['layer']}"
+
+
+def _check_whole(model: nn.Module, matches: Sequence[re.Match[str]]) -> None:
+    """Raises ``UserError`` if only a part of an attention goes by names that are known."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for match in matches:
+        known[f"{_layer_of(match)}.{match['attention']}"].add(match["projection"])
+    there: dict[str, set[str]] = defaultdict(set)
+    for path in _linear_paths(model):
+        parent, _, name = path.rpartition(".")
+        there[parent].add(name)
+    for attention, names in known.items():
+        if names not in _WHOLE or there[attention] != names:
+            raise UserError(
+                f"the attention {attention} of {type(model).__name__} is made of "
+                f"{', '.join(sorted(there[attention]))}, of which {', '.join(sorted(names))} alone "
+                "are known names, and no whole attention: name target_modules"
+            )
 
 
 def _modules_outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, overload
 
 from vlmoe.data.example import Example
-from vlmoe.data.image import ImageError, load_rgb
+from vlmoe.data.image import ImageError, load_rgb, measure
 from vlmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,10 +139,10 @@ class ExampleDataset(Sequence[Example]):
                     error.reason, f"{where}, {error.where}" if error.where else where
                 ) from None
             self._decoded = source, image
-        return replace(example, image=image)
+        return replace(example, image=image, measure=None)
 
     def text(self, index: int) -> Example:
-        """The example without its picture; nothing is decoded."""
+        """The example without its picture; nothing is decoded. It knows the picture's size."""
         return Example(
             id=self._cell("id", index),
             image=None,
@@ -150,6 +150,7 @@ class ExampleDataset(Sequence[Example]):
             choices=tuple(self._cell("choices", index)),
             answer=self._cell("answer", index),
             category=self._cell("category", index),
+            measure=self._measure(index),
         )
 
     def image_key(self, index: int) -> str | None:
@@ -192,6 +193,20 @@ class ExampleDataset(Sequence[Example]):
 
     def _cell(self, column: str, index: int) -> Any:
         return self._table.column(column)[self._rows[index]].as_py()
+
+    def _measure(self, index: int) -> Callable[[], tuple[int, int] | None] | None:
+        """What gives the size of a question's picture; None without one.
+
+        Datasets that were prepared before sizes were stored have them in the pictures' headers.
+        """
+        if {"height", "width"} <= set(self._table.schema.names):
+            stored = self._cell("height", index), self._cell("width", index)
+            if all(stored):
+                return partial(tuple, stored)  # not a lambda: workers are sent examples
+        picture = self._cell("image", index)
+        if _is_empty(picture):
+            return None
+        return partial(measure, picture["bytes"] or self._find(picture["path"]))
 
     def _column(self, name: str) -> list[Any]:
         values = self._table.column(name).to_pylist()

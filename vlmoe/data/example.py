@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Example:
         answer: index into ``choices``, or ``UNLABELLED``.
         category: what accuracy is broken down by.
         dataset: the name of the dataset it came from, where there may be several.
+        measure: gives height and width of the picture where that is not here, as ``text`` of a
+            dataset leaves it; None if it cannot be read.
     """
 
     id: str
@@ -37,6 +40,16 @@ class Example:
     answer: int
     category: str = ""
     dataset: str = ""
+    measure: Callable[[], tuple[int, int] | None] | None = field(
+        default=None, compare=False, repr=False
+    )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the picture, in pixels; None if there is none, or not known."""
+        if self.image is not None:
+            return self.image.height, self.image.width
+        return self.measure() if self.measure is not None else None
 
     @property
     def letter(self) -> str:

@@ -21,6 +21,7 @@ MAX_PIXELS = 89_478_485
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 
 _BAND = 1 << 20  # pixels that are converted at a time
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
 
 
 class ImageError(UserError):
@@ -77,6 +78,17 @@ def load_rgb(source: Source, max_pixels: int | None = None) -> Image.Image:
         )
     data = read_picture(source)
     return _guarded(lambda: _decode(data, max_pixels), str(source))
+
+
+def measure(source: bytes | str | Path) -> tuple[int, int] | None:
+    """Height and width that ``load_rgb`` would give, from the header; None if there is none."""
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=_known_formats()) as picture:
+            width, height = picture.size
+            return (width, height) if _lies(picture) in _SIDEWAYS else (height, width)
+    except Exception:  # as in _guarded; decoding will say what is wrong
+        return None
 
 
 def read_picture(path: str | Path) -> bytes:
@@ -162,11 +174,17 @@ def _upright(picture: Image.Image) -> Image.Image:
     What lies right already is not copied.
     """
     try:
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return picture
-        return ImageOps.exif_transpose(picture)
+        return picture if _lies(picture) == 1 else ImageOps.exif_transpose(picture)
     except Exception:  # the pixels are fine: EXIF readers raise anything on broken bytes
         return picture
+
+
+def _lies(picture: Image.Image) -> int:
+    """Its EXIF orientation: 1 is upright, as is a picture whose EXIF cannot be read."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF readers raise anything on broken bytes
+        return 1
 
 
 def _bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:

@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Semaphore
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from vlmoe.data.image import ImageError, load_rgb, read_picture
+from vlmoe.data.image import ImageError, load_rgb, measure, read_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,6 +55,20 @@ def pixel_digest(image: Image.Image) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
+class Checked(NamedTuple):
+    """What is known of a picture once it was looked at: its fault, or the others.
+
+    Attributes:
+        fault: why it cannot be used.
+        digest: of its pixels, if they are kept.
+        size: height and width.
+    """
+
+    fault: str | None = None
+    digest: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
 class PictureStore:
     """Takes pictures while their records are still being read, and checks them by the way.
 
@@ -75,7 +89,7 @@ class PictureStore:
         self._pool = ThreadPoolExecutor(workers)
         self._room = Semaphore(4 * workers)
         self._sources: dict[str, Path | str] = {}
-        self._checked: dict[str, Future[tuple[str | None, str]]] = {}
+        self._checked: dict[str, Future[Checked]] = {}
 
     def __enter__(self) -> PictureStore:
         return self
@@ -99,11 +113,15 @@ class PictureStore:
 
     def fault(self, name: str) -> str | None:
         """Why a picture cannot be used, or None: it is in the folder. Waits until that is known."""
-        return self._checked[name].result()[0]
+        return self._checked[name].result().fault
 
     def digest(self, name: str) -> str:
         """``pixel_digest`` of a picture without fault, if the store was made to keep them."""
-        return self._checked[name].result()[1]
+        return self._checked[name].result().digest
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of a picture without fault."""
+        return self._checked[name].result().size
 
     def sweep(self) -> None:
         """Remove what an interrupted run stored and this one does not need."""
@@ -111,8 +129,8 @@ class PictureStore:
             if file.name not in self._checked or self.fault(file.name):
                 file.unlink()
 
-    def _store(self, picture: Picture) -> tuple[str | None, str]:
-        """Its fault, and the digest of its pixels.
+    def _store(self, picture: Picture) -> Checked:
+        """What was found.
 
         A copy, not a link: editing the source must not change what was prepared. So the stored
         bytes are the very bytes that were checked.
@@ -123,11 +141,12 @@ class PictureStore:
                 data = read_picture(data)
             file = self.folder / picture.name
             stored = file.is_file() and file.read_bytes() == data
-            if stored and not self._digests:
-                return None, ""
+            if stored and not self._digests and (size := measure(data)):
+                return Checked(size=size)
             image = load_rgb(data)
         except ImageError as error:
-            return error.reason, ""
+            return Checked(error.reason)
         if not stored:
             file.write_bytes(data)
-        return None, pixel_digest(image) if self._digests else ""
+        digest = pixel_digest(image) if self._digests else ""
+        return Checked(digest=digest, size=(image.height, image.width))

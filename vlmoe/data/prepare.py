@@ -181,7 +181,7 @@ def write_dataset(
             _refuse_too_many(questions, rejected, max_rejected, source, rejected_list(out))
             present = [split for split in splits if any(q.split == split for q in questions)]
             for split in present:
-                rows = [_row(q, out) for q in questions if q.split == split]
+                rows = [_row(q, out, sorted_out.sizes) for q in questions if q.split == split]
                 _write_split(folder / split, rows)
             (folder / DICTIONARY).write_text(to_json({"splits": present}), encoding="utf-8")
             manifest = {
@@ -227,6 +227,8 @@ class _Sorted:
     rejected: list[Rejected] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Height and width of every picture, by its name."""
 
 
 def _sort(
@@ -273,6 +275,8 @@ def _sort(
                 if reason := pictures.fault(name):
                     record = Rejected(record.id, record.split, reason, files.get(name, name))
             if isinstance(record, Question):
+                if record.picture is not None:
+                    found.sizes[record.picture.name] = pictures.size(record.picture.name)
                 found.questions.append(record)
             else:
                 found.rejected.append(record)
@@ -386,9 +390,10 @@ def _lines(rejected: Sequence[Rejected]) -> str:
 # --- what is written ------------------------------------------------------------------------
 
 
-def _row(record: Question, out: Path) -> dict[str, Any]:
-    image = None
+def _row(record: Question, out: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    image, height, width = None, 0, 0
     if record.picture is not None:
+        height, width = sizes[record.picture.name]
         image = {"bytes": None, "path": str(out / IMAGES / record.picture.name)}
     return {
         "id": record.id,
@@ -397,6 +402,8 @@ def _row(record: Question, out: Path) -> dict[str, Any]:
         "choices": list(record.choices),
         "answer": record.answer,
         "category": record.category,
+        "height": height,
+        "width": width,
     }
 
 
@@ -418,6 +425,8 @@ def _write_split(folder: Path, rows: list[dict[str, Any]]) -> None:
             "choices": List(Value("string")),
             "answer": Value("int64"),
             "category": Value("string"),
+            "height": Value("int32"),  # of the picture, in pixels; 0 without one
+            "width": Value("int32"),
         }
     )
     folder.mkdir()

@@ -43,8 +43,12 @@ def maps(experts: Experts, drawn: Mapping[str, bytes]) -> str:
 def patches(experts: Experts, path: str | None) -> str:
     """The picture with each patch in the colour of its leading expert in a layer."""
     layer = _layer(experts, path)
-    if experts.patches is None:
+    if not experts.picture:
         return markup.note("The last question had no picture.")
+    if experts.patches is None:
+        return markup.note(
+            "To this base a picture is no single grid of patches, so there is no map of it."
+        )
     if layer is None:
         return markup.note("The adapter has no layers in the vision tower.")
     leading = experts.leading(layer)

@@ -1,5 +1,8 @@
 """Masks and positions of causal language models over rows of trees, and where these are exact.
 
+A layer may have a window: then a token sees the last tokens on its own way from the root, however
+far apart they stand in the row.
+
 R rows, S tokens of a row.
 """
 
@@ -13,12 +16,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PretrainedConfig
 
+from vlmoe.errors import UserError
+
 # Language models whose tokens depend on the tokens before them and their distance alone, as built
 # by transformers, and which a test holds to that.
-EXACT = ("glm", "glm4", "llama", "mistral", "qwen2", "qwen3")
-# Rotary embeddings whose angles depend on how long the longest sequence is.
-LENGTH_DEPENDENT = ("dynamic", "longrope")
-MASKED = (None, "sdpa", "eager", "flex_attention")
+EXACT = ("gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
+FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of kinds of layers
+DENSE = (None, "sdpa", "eager")  # implementations that take a mask as a tensor
+MASKED = (*DENSE, "flex_attention")
 
 
 def causal_inputs(
@@ -30,21 +35,45 @@ def causal_inputs(
         text: the language model's config.
         batch: its ``seen_until`` says that trees branch.
         dtype: of the states.
+
+    Returns:
+        The mask is a dict, by kind of layer, where layers with a window and without are mixed.
     """
-    mask: Tensor | BlockMask = batch["attention_mask"]
+    mask: Any = batch["attention_mask"]
     if "seen_until" in batch:
-        mask = tree_mask(batch["seen_until"], text._attn_implementation, dtype)
+        masks = {
+            kind: tree_mask(
+                batch["seen_until"], text._attn_implementation, dtype, window, batch["position_ids"]
+            )
+            for kind, window in windows(text).items()
+        }
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
     placed = {name: batch[name] for name in ("position_ids",) if name in batch}
     return {"attention_mask": mask, **placed}
 
 
-def tree_mask(seen_until: Tensor, attention: str | None, dtype: torch.dtype) -> Tensor | BlockMask:
+def windows(text: PretrainedConfig) -> dict[str, int | None]:
+    """How far a token looks back in each kind of layer that a model has; None: to the beginning."""
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or [SLIDING if window else FULL]
+    return {kind: window if kind == SLIDING else None for kind in sorted(set(kinds))}
+
+
+def tree_mask(
+    seen_until: Tensor,
+    attention: str | None,
+    dtype: torch.dtype,
+    window: int | None = None,
+    positions: Tensor | None = None,
+) -> Tensor | BlockMask:
     """The mask of trees: token t sees token s if ``s <= t < seen_until[s]``.
 
     Args:
         seen_until: (R, S).
         attention: transformers' name of the implementation that is to take it.
         dtype: of the states.
+        window: of the tokens on its way from the root, itself included, t sees the last so many.
+        positions: (R, S), of each token on its way from the root; for a window.
 
     Returns:
         What is added to the scores (R, 1, S, S), or for ``flex_attention`` its block mask.
@@ -53,14 +82,54 @@ def tree_mask(seen_until: Tensor, attention: str | None, dtype: torch.dtype) -> 
     if attention == "flex_attention":
 
         def sees(row: Tensor, head: Tensor, t: Tensor, s: Tensor) -> Tensor:
-            return (s <= t) & (t < seen_until[row, s])
+            along = (s <= t) & (t < seen_until[row, s])
+            if window is None or positions is None:
+                return along
+            return along & (positions[row, t] - positions[row, s] < window)
 
         return create_block_mask(sees, rows, None, tokens, tokens, seen_until.device)
     t = torch.arange(tokens, device=seen_until.device)[:, None]
     sees_RTS = (t >= t.T) & (t < seen_until[:, None])
-    # Not true and false, which every layer would have to turn into this anew.
-    mask = torch.zeros(sees_RTS.shape, dtype=dtype, device=seen_until.device)
+    if window is not None and positions is not None:
+        sees_RTS &= positions[:, :, None] - positions[:, None] < window
+    return as_scores(sees_RTS, dtype)
+
+
+def as_scores(sees_RTS: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores (R, 1, T, S), from whether token t sees token s.
+
+    Not true and false, which every layer would have to turn into this anew.
+    """
+    mask = torch.zeros(sees_RTS.shape, dtype=dtype, device=sees_RTS.device)
     return mask.masked_fill_(~sees_RTS, float("-inf"))[:, None]
+
+
+def longest(config: PretrainedConfig) -> int:
+    """Tokens of the longest sequence that a model takes.
+
+    Longrope has two sets of angles, and takes the second for all of a batch as soon as one sequence
+    is longer than what the model was first trained on: such sequences are too long here.
+    """
+    text = config.get_text_config()
+    most = text.max_position_embeddings
+    for rope in _ropes(text):
+        if rope.get("rope_type") == "longrope":
+            first = rope.get("original_max_position_embeddings")
+            most = min(most, first or text.original_max_position_embeddings)
+    return most
+
+
+def check_logits(config: PretrainedConfig) -> None:
+    """Raises ``UserError`` if something other than the head makes a model's logits of its states.
+
+    Only the logits that are read are made, by the head alone.
+    """
+    text = config.get_text_config()
+    if getattr(text, "final_logit_softcapping", None):
+        raise UserError(
+            f"this model ({text.model_type}) bends its logits (final_logit_softcapping "
+            f"{text.final_logit_softcapping}), which vlmoe does not do: it cannot be adapted"
+        )
 
 
 def sharing_fault(config: PretrainedConfig) -> str | None:
@@ -78,15 +147,26 @@ def sharing_fault(config: PretrainedConfig) -> str | None:
             return f"in this model ({kind}) tokens see tokens that come after them"
     if kind not in EXACT:
         return f"sharing has not been tried with a language model of type {kind}"
-    window = getattr(text, "sliding_window", None)
-    if window and window < text.max_position_embeddings:
-        return f"this model ({kind}) has sliding-window attention, over {window} tokens"
-    if set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
-        return f"not every layer of this model ({kind}) has full attention"
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in LENGTH_DEPENDENT:
-        return f"positions in this model ({rope['rope_type']}) depend on the longest sequence"
+    if other := sorted(set(windows(text)) - {FULL, SLIDING}):
+        return f"this model ({kind}) has layers of {other[0]}, which has not been tried"
+    if any(rope.get("rope_type") == "dynamic" for rope in _ropes(text)):
+        return "positions in this model (dynamic) depend on the longest sequence"
     attention = text._attn_implementation
     if attention not in MASKED:
         return f"{attention} takes no mask of one's own"
     return None
+
+
+def dense_fault(config: PretrainedConfig) -> str | None:
+    """Why a model attends in a way for which its family makes no masks; None if it does not."""
+    text = config.get_text_config()
+    if (attention := text._attn_implementation) not in DENSE:
+        return f"masks of this model ({text.model_type}) are not made for {attention}"
+    return None
+
+
+def _ropes(text: PretrainedConfig) -> list[Mapping[str, Any]]:
+    """The rotary embeddings' parameters; where kinds of layers have their own, those of each."""
+    found = getattr(text, "rope_parameters", None) or {}
+    each = [part for part in found.values() if isinstance(part, Mapping)]
+    return each or [found]

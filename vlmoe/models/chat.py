@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
-from vlmoe.data.turn import Turn
+from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.family import added_tokens
 
@@ -15,11 +19,37 @@ from vlmoe.models.family import added_tokens
 PINNED: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
+class Shown(NamedTuple):
+    """Pictures of a conversation.
+
+    Attributes:
+        written: what a base's template may write in the place of each; the first is written where
+            there is no template.
+        texts: what is to stand there, in order.
+    """
+
+    written: Sequence[str]
+    texts: Sequence[str]
+
+    def put(self, text: str) -> str:
+        """The text with every picture's own in its place. Raises ``UserError`` on a miscount."""
+        place = re.compile("|".join(map(re.escape, self.written)))
+        if len(place.findall(text)) != len(self.texts):
+            raise UserError(
+                f"{len(self.texts)} pictures, and {len(place.findall(text))} places for them "
+                f"({' or '.join(self.written)}) in the conversation: the model's chat template "
+                "shows no pictures, or a text holds this markup"
+            )
+        own = iter(self.texts)
+        return place.sub(lambda _: next(own), text)
+
+
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[Turn],
     ends: Collection[int],
     answer: str | None = None,
+    shown: Shown | None = None,
 ) -> list[int]:
     """The tokens of a conversation up to the last turn's answer, or with it and its end.
 
@@ -31,23 +61,26 @@ def chat_ids(
         turns: the last one's own ``answer`` is not looked at.
         ends: tokens that end an answer; where the template writes none, the tokenizer's own is put.
         answer: what the model says.
+        shown: the pictures, for a base that sees: its template takes lists of parts.
 
     Raises:
-        UserError: the template writes the question otherwise once it is answered.
+        UserError: the template writes the question otherwise once it is answered, or has not as
+            many places for pictures as there are.
     """
     before = [_cleaned(tokenizer, turn.answer) for turn in turns[:-1]]
     if not tokenizer.chat_template:
-        return _plain(tokenizer, turns, before, answer)
-    messages: list[dict[str, str]] = []
+        return _plain(tokenizer, turns, before, answer, shown)
+    messages: list[dict[str, Any]] = []
     for turn, said in zip(turns, [*before, None], strict=True):
-        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "user", "content": _content(turn.question, shown)})
         if said is not None:
-            messages.append({"role": "assistant", "content": said})
-    asked = _template(tokenizer, messages, add_generation_prompt=True)
+            messages.append({"role": "assistant", "content": _content(said, shown)})
+    asked = _template(tokenizer, messages, shown, add_generation_prompt=True)
     prompt = _tokens(tokenizer, asked)
     if answer is None:
         return prompt
-    whole = _template(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    last = {"role": "assistant", "content": _content(answer, shown)}
+    whole = _template(tokenizer, [*messages, last], shown)
     if not whole.startswith(asked):
         raise UserError(
             "this model's chat template writes a question otherwise when an answer follows it, so "
@@ -58,6 +91,21 @@ def chat_ids(
         if ids[at] in ends:
             return ids[: at + 1]
     return [*ids, tokenizer.eos_token_id]
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer; its template may lie in the processor's file of former days."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if not tokenizer.chat_template:
+        quiet: Any = {
+            f"_raise_exceptions_for_{what}": False
+            for what in ("missing_entries", "connection_errors")
+        }
+        file = cached_file(source, "chat_template.json", **quiet)
+        if file is not None:
+            kept = json.loads(Path(file).read_text(encoding="utf-8"))
+            tokenizer.chat_template = kept["chat_template"]
+    return tokenizer
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, source: str) -> frozenset[int]:
@@ -75,6 +123,7 @@ def _plain(
     turns: Sequence[Turn],
     before: Sequence[str],
     answer: str | None,
+    shown: Shown | None,
 ) -> list[int]:
     end = tokenizer.eos_token
     text = ""
@@ -85,17 +134,32 @@ def _plain(
             text += f" {said}{end}"
     if answer is not None:
         text += f" {answer}"
+    if shown is not None:
+        text = shown.put(text.replace(PICTURE, shown.written[0]))
     # Its own markup in front, such as Llama's <s> or GLM's [gMASK]<sop>.
     ids = list(tokenizer(text)["input_ids"])
     return ids if answer is None else [*ids, tokenizer.eos_token_id]
 
 
+def _content(text: str, shown: Shown | None) -> Any:
+    """A message as templates take it: a text, or for a base that sees a list of its parts."""
+    if shown is None:
+        return text
+    parts: list[dict[str, str]] = []
+    for at, piece in enumerate(text.split(PICTURE)):
+        parts += [{"type": "image"}] * (at > 0)
+        parts += [{"type": "text", "text": piece}] * bool(piece)
+    return parts
+
+
 def _template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], **options: Any
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    shown: Shown | None,
+    **options: Any,
 ) -> str:
-    return tokenizer.apply_chat_template(  # type: ignore[return-value]
-        list(messages), tokenize=False, **options, **PINNED
-    )
+    text: Any = tokenizer.apply_chat_template(list(messages), tokenize=False, **options, **PINNED)
+    return text if shown is None else shown.put(text)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -21,14 +21,40 @@ from vlmoe.errors import UserError
 
 FAMILIES = {
     "llava": "llava:LLAVA",
+    "gemma3": "gemma:GEMMA3",
+    "idefics3": "idefics:IDEFICS3",
+    "internvl": "internvl:INTERNVL",
+    "llava_next": "anyres:NEXT",
+    "llava_onevision": "anyres:ONEVISION",
+    "qwen2_5_vl": "qwen_vl:QWEN2_5",
+    "qwen3_vl": "qwen_vl:QWEN3",
+    "smolvlm": "idefics:SMOLVLM",
+    "gemma3_text": "text:TEXT",
     "glm": "text:TEXT",
     "glm4": "text:TEXT",
     "llama": "text:TEXT",
     "mistral": "text:TEXT",
+    "phi3": "text:TEXT",
     "qwen2": "text:TEXT",
     "qwen3": "text:TEXT",
 }
 """``model_type`` in a checkpoint's config -> module in ``families/`` and the object in it."""
+
+
+REFUSED = {
+    "gemma2": "it bends its logits (soft-capping), which vlmoe does not do",
+    "gemma3n": "it has several streams of states, which has not been tried",
+    "llava_next_video": "videos are not supported",
+    "mixtral": "a language model of experts has no layers of the usual names to adapt",
+    "mllama": "it looks at pictures by cross-attention, which trees do not cover",
+    "paligemma": "its prompts see themselves both ways, so that no two questions share one",
+    "qwen2_moe": "a language model of experts has no layers of the usual names to adapt",
+    "qwen2_vl": "it has not been tried: Qwen2.5-VL has",
+    "qwen3_moe": "a language model of experts has no layers of the usual names to adapt",
+    "qwen3_vl_moe": "a language model of experts has no layers of the usual names to adapt",
+    "video_llava": "videos are not supported",
+}
+"""``model_type`` -> why models of it cannot be adapted, as far as somebody is likely to ask."""
 
 
 class Size(NamedTuple):
@@ -82,7 +108,7 @@ class Reader(Protocol):
         """
 
     def picture_tokens(self, size: Size | None) -> list[int]:
-        """What stands in a picture's place, from its size alone (None: of any size)."""
+        """What stands in a picture's place, from its size alone (None: as much as there can be)."""
 
     def pixels(self, pictures: Sequence[Image.Image], fit: str) -> dict[str, Tensor]:
         """The pictures, each once, as the model takes them.
@@ -90,6 +116,17 @@ class Reader(Protocol):
         Args:
             pictures: RGB, of any sizes.
             fit: one of ``choices.IMAGE_FITS``, where there is a choice.
+
+        Returns:
+            What the model is called with; and, where the vision tower makes unequally many tokens
+            of pictures, ``picture_parts`` (pictures,): of how many parts each is, all parts being
+            equally many tokens there.
+        """
+
+    def positions(self, ids: Sequence[int], sizes: Sequence[Size]) -> Tensor | None:
+        """Positions (axes, S) of the tokens of one sequence that is about pictures of these sizes.
+
+        None where there is one axis and each token's is the number of those before it.
         """
 
     def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
@@ -149,6 +186,8 @@ def family_of_kind(kind: str, name: str = "the model") -> Family:
     Raises:
         UserError: there is none; it calls the model ``name``.
     """
+    if kind in REFUSED:
+        raise UserError(f"{name} is a {kind!r} model, which is not supported: {REFUSED[kind]}")
     if kind not in FAMILIES:
         raise UserError(
             f"{name} is a {kind!r} model, which vlmoe does not know: it adapts "

@@ -6,12 +6,15 @@ pass takes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PretrainedConfig
 
 from vlmoe.choices import ATTENTIONS
 from vlmoe.errors import UserError
@@ -53,20 +56,54 @@ def head(model: nn.Module) -> nn.Module:
     return bare(model).get_output_embeddings()
 
 
-def embed(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The tokens' embeddings (R, S, width), pictures in their places."""
+def next_logits(
+    model: nn.Module, batch: Mapping[str, Tensor], cache: Any = None
+) -> tuple[Tensor, Any]:
+    """Logits (N, V) of the token behind each row, and what ``following`` tokens need of this call.
+
+    Nothing is kept on the model: several conversations may go on in turns.
+
+    Args:
+        model: a base, adapted or not.
+        batch: from ``Collator.asking``, ``talking`` or ``following``.
+        cache: what the call before returned.
+    """
     base = bare(model)
     inputs = family_of(base.config).inputs(base, batch)
-    if "inputs_embeds" in inputs:
-        return inputs["inputs_embeds"]
-    return base.get_input_embeddings()(inputs["input_ids"])
+    out = base.base_model(**inputs, past_key_values=cache, use_cache=True)
+    return head(model)(out.last_hidden_state[:, -1:])[:, 0], out.past_key_values
+
+
+def following(batch: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """The batch of the tokens (N, T) that follow, for a model that has seen ``batch``."""
+    longer = followed_by(batch, tokens)
+    count = tokens.shape[1]
+    return {
+        "input_ids": tokens,
+        "attention_mask": longer["attention_mask"],
+        "position_ids": longer["position_ids"][..., -count:],
+    }
+
+
+def followed_by(batch: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """The batch with tokens (N, T) behind its rows, which end together."""
+    places = batch["position_ids"]
+    axes = tuple(at for at in range(places.dim()) if at != places.dim() - 2)
+    after = places.amax(axes, keepdim=True) + 1 + torch.arange(tokens.shape[1]).to(places)
+    longer = {
+        "input_ids": torch.cat([batch["input_ids"], tokens], 1),
+        "attention_mask": torch.cat([batch["attention_mask"], torch.ones_like(tokens)], 1),
+        "position_ids": torch.cat([places, after.expand(*places.shape[:-1], -1)], -1),
+    }
+    return {**batch, **longer}
 
 
 def use_attention(model: nn.Module, attention: str) -> None:
     """Choose how the language model attends: ``sdpa``, or ``flex`` (FlexAttention, on CUDA).
 
     Raises:
-        UserError: ``flex`` on another device, which it cannot be trained on.
+        UserError: ``flex`` on another device, which it cannot be trained on, or for a base whose
+            masks are not made for it.
     """
     if attention not in ATTENTIONS:
         raise UserError(f"unknown attention {attention!r}: choose from {', '.join(ATTENTIONS)}")
@@ -77,7 +114,17 @@ def use_attention(model: nn.Module, attention: str) -> None:
                 f"--attention flex needs a CUDA device, and the model is on {base.device}: "
                 "leave it out"
             )
+        if fault := flex_fault(base.config):
+            raise UserError(f"--attention flex: {fault}; leave it out")
         base.get_decoder().set_attn_implementation("flex_attention")
+
+
+def flex_fault(config: PretrainedConfig) -> str | None:
+    """Why a model must not attend by FlexAttention, which goes for another way; None if it may."""
+    family, flex = family_of(config), copy.deepcopy(config)
+    flex.get_text_config()._attn_implementation = "flex_attention"
+    fault = family.sharing_fault(flex)
+    return None if fault == family.sharing_fault(config) else fault
 
 
 def bare(model: nn.Module) -> Any:

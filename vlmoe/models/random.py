@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from vlmoe.models.families.llava import LLAVA
 from vlmoe.models.family import family_of
-from vlmoe.models.tree import Pictures, pack
+from vlmoe.models.tree import Pictures, pack, with_pixels
 
 ANSWER_TOKENS = 2  # the letter and the end, as in training
 FIRST_WORD = 3  # smaller ids are markup
@@ -74,12 +74,14 @@ def random_batch(
         budget=config.get_text_config().max_position_embeddings,
     )
     batch = {
-        **shown.placed(packed.tensors, which),
-        **{name: value.to(model.dtype) for name, value in pixels.items()},
+        **with_pixels(shown.placed(packed.tensors, which), pixels),
         "read_at": torch.tensor([path[-ANSWER_TOKENS - 1 : -1] for path in packed.paths]),
         "labels": torch.tensor([ids[-ANSWER_TOKENS:] for ids in asked]),
     }
-    return {name: value.to(model.device) for name, value in batch.items()}
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in batch.items()
+    }
 
 
 def attention_widths(config: PretrainedConfig) -> list[int]:

@@ -15,8 +15,8 @@ each picture is a number of its own while trees grow (``Pictures``).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from itertools import takewhile
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import torch
@@ -112,24 +112,40 @@ class Pictures(NamedTuple):
 
         Returns:
             The rows with ``token`` in the place of marks; and, if there are pictures,
-            ``picture_of``, which of them stands at each place for one, in the rows' order, and
-            ``picture_uses`` (pictures,), how many sequences are about each.
+            ``feature_of`` (image tokens,), for each of them in the rows' order which row it takes
+            of all pictures' features, one picture after the other; and ``picture_uses``
+            (pictures,), how many sequences are about each (``with_pixels``: about each part).
         """
         if self.token is None or not self.counts:
             return tensors
         ids = tensors["input_ids"]
         marks = (-1 - ids[ids < 0]).tolist()
-        places, at = [], 0
-        while at < len(marks):
-            places.append(marks[at])
-            at += self.counts[marks[at]]
+        first = [0, *accumulate(self.counts)]
+        features: list[int] = []
+        while len(features) < len(marks):
+            picture = marks[len(features)]
+            features += range(first[picture], first[picture + 1])
         uses = torch.tensor([picture for pictures in which for picture in pictures])
         return {
             **tensors,
             "input_ids": ids.masked_fill(ids < 0, self.token),
-            "picture_of": torch.tensor(places),
+            "feature_of": torch.tensor(features),
             "picture_uses": torch.bincount(uses, minlength=len(self.counts)),
         }
+
+
+def with_pixels(batch: dict[str, Tensor], pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of ``Pictures.placed`` with what ``Reader.pixels`` made of the pictures.
+
+    Returns:
+        Where pictures are of several parts, ``picture_uses`` is (parts,), of all of them: each part
+        is equally many tokens to the vision tower.
+    """
+    pixels = dict(pixels)
+    parts = pixels.pop("picture_parts", None)
+    if parts is not None:
+        batch = {**batch, "picture_uses": batch["picture_uses"].repeat_interleave(parts)}
+    return {**batch, **pixels}
 
 
 class Packed(NamedTuple):

@@ -19,8 +19,10 @@ from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
+from vlmoe.models.causal import longest
 from vlmoe.models.family import Reader, Size, family_of
-from vlmoe.models.tree import Pictures, pack
+from vlmoe.models.sized import SizedReader
+from vlmoe.models.tree import Pictures, pack, with_pixels
 from vlmoe.tasks.letters import AnswerTokens, answer_tokens
 from vlmoe.tasks.prompt import LLAVA, PROMPTS, PromptStyle
 
@@ -48,17 +50,36 @@ class Collator:
     row_tokens: int | None = None
 
     @classmethod
-    def of(cls, reader: Reader, image_fit: str = "crop", prompt: str = LLAVA.name) -> Collator:
+    def of(
+        cls,
+        reader: Reader,
+        image_fit: str = "crop",
+        prompt: str = LLAVA.name,
+        max_picture_tokens: int | None = None,
+    ) -> Collator:
         """The one for a base's reader.
 
+        Args:
+            reader: of the base.
+            image_fit, prompt: see ``Collator``; the prompt by its name.
+            max_picture_tokens: no picture takes more; larger ones are shrunk. For bases to which
+                pictures of different sizes are different numbers of tokens.
+
         Raises:
-            UserError: there is no such prompt style or image fit, or the tokenizer has no single
-                tokens for letters where that style has them.
+            UserError: there is no such prompt style or image fit, the tokenizer has no single
+                tokens for letters where that style has them, or pictures cannot take so few tokens.
         """
         if prompt not in PROMPTS:
             raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
         if image_fit not in IMAGE_FITS:
             raise UserError(f"unknown image fit {image_fit!r}: choose from {IMAGE_FITS}")
+        if max_picture_tokens is not None:
+            if not isinstance(reader, SizedReader):
+                raise UserError(
+                    f"--max-picture-tokens {max_picture_tokens}: to this base every picture is "
+                    "equally many tokens, or none; leave it out"
+                )
+            reader = reader.capped(max_picture_tokens)
         style = PROMPTS[prompt]
         fault = family_of(reader.config).sharing_fault(reader.config)
         return cls(reader, answer_tokens(reader, style), style, image_fit, fault)
@@ -71,7 +92,7 @@ class Collator:
     @property
     def max_length(self) -> int:
         """Longest sequence the model takes, pictures included."""
-        return self.reader.config.get_text_config().max_position_embeddings
+        return longest(self.reader.config)
 
     @property
     def letter_ids(self) -> tuple[int, ...]:
@@ -84,9 +105,9 @@ class Collator:
         Returns:
             The rows of ``tree.pack``; ``labels`` (N, A), the tokens of each answer; ``read_at`` (N,
             A), where in the flattened rows the states stand that predict them; and, if any
-            example has a picture, ``pixel_values`` (pictures, 3, side, side), every picture once,
-            ``picture_of``, which of them stands at each place for one, in the rows' order, and
-            ``picture_uses`` (pictures,), how many sequences are about each.
+            example has a picture, every picture once as the base takes it (``Reader.pixels``), and
+            ``feature_of`` and ``picture_uses`` (``Pictures.placed``). Where the base has positions
+            of several axes, ``position_ids`` are (axes, rows, S).
 
         Raises:
             UserError: an example is unlabelled, has more options than letters, or is too long.
@@ -117,19 +138,12 @@ class Collator:
         """Batch of prompts alone; ``room`` tokens of free text fit behind each.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (N, S), padded on the left; of pictures what
-            ``training`` returns.
+            ``input_ids``, ``attention_mask`` (N, S), padded on the left, ``position_ids`` (N, S) or
+            (axes, N, S); of pictures what ``training`` returns.
         """
         rows = [self._prompt_ids(example) for example in examples]
         self._check_lengths(rows, examples, [room] * len(rows))
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        shown = _Shown(self.reader, examples)
-        marked = shown.marked(rows)
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in marked])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        batch = shown.placed({"input_ids": ids, "attention_mask": mask})
-        return {**batch, **self._pixels(shown.pictures)}
+        return self._in_rows(rows, _Shown(self.reader, [example.image for example in examples]))
 
     def talking(
         self, image: Image.Image | None, turns: Sequence[Turn], room: int
@@ -146,15 +160,14 @@ class Collator:
         """
         if image is not None and turns:  # it stands before the first question
             turns = [replace(turns[0], question=PICTURE + turns[0].question), *turns[1:]]
-        row = self.reader.render(turns, [] if image is None else [_size(image)])
+        shown = _Shown(self.reader, [image])
+        row = self.reader.render(turns, shown.sizes[0])
         if len(row) + room > self.max_length:
             raise UserError(
                 f"the conversation takes {len(row)} tokens and its answer up to {room}, the model "
                 f"at most {self.max_length}: begin a new one, or ask for a shorter answer"
             )
-        ids = torch.tensor([row])
-        pixels = {} if image is None else self.reader.pixels([image], self.image_fit)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+        return self._in_rows([row], shown)
 
     def options(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """As ``scoring``, with the text of every option in the place of its letter.
@@ -188,8 +201,12 @@ class Collator:
         return {**batch, **more}
 
     def length(self, example: Example, *, picture: bool) -> int:
-        """Tokens of an example with its answer. Its picture counts, but need not be loaded."""
-        return len(self.prompt_ids(example, picture=picture)) + len(self.answer)
+        """Tokens of an example with its answer. Its picture counts, but need not be loaded.
+
+        Of a picture whose size is not known (``Example.size``), as many as there can be.
+        """
+        size = Size(*example.size) if picture and example.size else None
+        return len(self.prompt_ids(example, picture=picture, size=size)) + len(self.answer)
 
     def prompt_ids(self, example: Example, *, picture: bool, size: Size | None = None) -> list[int]:
         """The prompt's tokens, a picture of some size among them."""
@@ -221,7 +238,7 @@ class Collator:
     ) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
         """The batch of ``training`` without labels, and where each row's tokens stand in it."""
         self._check_lengths(rows, examples, [room] * len(rows))
-        shown = _Shown(self.reader, examples)
+        shown = _Shown(self.reader, [example.image for example in examples])
         # Without a picture it is the question that different orders of options have in common.
         keys: list[Hashable] = [
             tuple(which) or example.question
@@ -235,7 +252,44 @@ class Collator:
             pad=self.tokenizer.pad_token_id,
             budget=self.row_tokens or self.max_length,
         )
-        return {**shown.placed(packed.tensors), **self._pixels(shown.pictures)}, packed.paths
+        batch = self._with_pictures(packed.tensors, shown)
+        if (positions := self._positions(rows, shown, packed.paths, batch)) is not None:
+            batch["position_ids"] = positions
+        return batch, packed.paths
+
+    def _in_rows(self, rows: list[list[int]], shown: _Shown) -> dict[str, torch.Tensor]:
+        """A row for each sequence, padded on the left."""
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        marked = shown.marked(rows)
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in marked])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        batch = self._with_pictures({"input_ids": ids, "attention_mask": mask}, shown)
+        paths = [list(range((at + 1) * width - len(row), (at + 1) * width))
+                 for at, row in enumerate(rows)]  # fmt: skip
+        positions = self._positions(rows, shown, paths, batch)
+        if positions is None:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {**batch, "position_ids": positions}
+
+    def _positions(
+        self,
+        rows: list[list[int]],
+        shown: _Shown,
+        paths: list[list[int]],
+        batch: dict[str, torch.Tensor],
+    ) -> torch.Tensor | None:
+        """(axes, *rows) if the base has positions of its own: each sequence's, along its path."""
+        placed: torch.Tensor | None = None
+        shape = batch["input_ids"].shape
+        for row, sizes, path in zip(rows, shown.sizes, paths, strict=True):
+            own = self.reader.positions(row, sizes)
+            if own is None:
+                return None
+            if placed is None:
+                placed = torch.zeros(len(own), shape.numel(), dtype=torch.long)
+            placed[:, path] = own
+        return None if placed is None else placed.view(-1, *shape)
 
     def _check_lengths(
         self, rows: list[list[int]], examples: Sequence[Example], rooms: Sequence[int]
@@ -248,28 +302,33 @@ class Collator:
                     f"{self.max_length}; shorten its question or options"
                 )
 
-    def _pixels(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-        return self.reader.pixels(pictures, self.image_fit) if pictures else {}
+    def _with_pictures(
+        self, tensors: dict[str, torch.Tensor], shown: _Shown
+    ) -> dict[str, torch.Tensor]:
+        batch = shown.placed(tensors)
+        if not shown.pictures:
+            return batch
+        return with_pixels(batch, self.reader.pixels(shown.pictures, self.image_fit))
 
 
 class _Shown:
-    """Every picture of some examples once, and which of them each example is about.
+    """Every picture of some sequences once, and which of them each is about.
 
     Args:
         reader: says which tokens a picture takes.
-        examples: with their pictures.
+        images: of each sequence, if it has one.
 
     Attributes:
         pictures: the distinct ones.
-        which: of each example, in the order of their places.
+        which: of each sequence, in the order of their places.
+        sizes: of the same.
     """
 
-    def __init__(self, reader: Reader, examples: Sequence[Example]):
+    def __init__(self, reader: Reader, images: Sequence[Image.Image | None]):
         self.pictures: list[Image.Image] = []
         self.which: list[list[int]] = []
         known: dict[Hashable, int] = {}
-        for example in examples:
-            picture = example.image
+        for picture in images:
             if picture is None:
                 self.which.append([])
                 continue
@@ -280,6 +339,7 @@ class _Shown:
                     self.pictures.append(picture)
                 known[id(picture)] = known[content]
             self.which.append([known[id(picture)]])
+        self.sizes = [[_size(self.pictures[at]) for at in which] for which in self.which]
         self._tokens = Pictures(
             reader.image_token,
             [
@@ -289,7 +349,7 @@ class _Shown:
         )
 
     def marked(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Each example's tokens, with a number of its own for every picture."""
+        """Each sequence's tokens, with a number of its own for every picture."""
         return [
             self._tokens.marked(row, which) for row, which in zip(rows, self.which, strict=True)
         ]

@@ -22,7 +22,7 @@ from vlmoe.data.image import Source, load_rgb
 from vlmoe.errors import UserError
 from vlmoe.finite import NO_NUMBERS, NotFinite
 from vlmoe.models.family import Patches
-from vlmoe.models.forward import logits_at
+from vlmoe.models.forward import followed_by, following, logits_at, next_logits, states_at
 from vlmoe.tasks.collator import Collator
 
 
@@ -196,7 +196,7 @@ class Predictor:
         inputs, cache, tokens, end = self._moved(batch), None, [], ""
         while not end:
             token, cache = self._next(inputs, cache, temperature)
-            inputs = {"input_ids": torch.full_like(inputs["input_ids"][:, :1], token)}
+            inputs = following(inputs, torch.full_like(inputs["input_ids"][:, :1], token))
             if token in reader.ends:
                 end = "end"
             else:
@@ -224,11 +224,11 @@ class Predictor:
             adapter_name: whose routers.
         """
         assert len(batch["input_ids"]) == 1, batch["input_ids"].shape
-        ids = torch.cat([batch["input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
-        whole = self._moved({**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        whole = self._moved(followed_by(batch, torch.tensor([said], dtype=torch.long)))
+        ids = whole["input_ids"]
         recorder = RoutingRecorder(self.model, adapter_name)
         with _evaluating(self.model), recorder.record() as recording:
-            self.model(**whole, logits_to_keep=1, use_cache=False)
+            states_at(self.model, {**whole, "read_at": ids.new_tensor([0])})
         recorder.count(recording)
         reader = self.collator.reader
         at = [place for place, token in enumerate(ids[0].tolist()) if token == reader.image_token]
@@ -248,15 +248,15 @@ class Predictor:
         self, inputs: dict[str, torch.Tensor], cache: Any, temperature: float
     ) -> tuple[int, Any]:
         with _evaluating(self.model):
-            out = self.model(**inputs, past_key_values=cache, logits_to_keep=1, use_cache=True)
-        logits = out.logits[0, -1].double()
+            found, cache = next_logits(self.model, inputs, cache)
+        logits = found[0].double()
         if not logits.isfinite().all():
             raise NotFinite(NO_NUMBERS)
         if temperature > 0:  # the largest is 0 first, so that nothing overflows
             token = torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1)
         else:
             token = logits.argmax()
-        return int(token), out.past_key_values
+        return int(token), cache
 
     def _moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device = next(self.model.parameters()).device

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from vlmoe.choices import MAX_NEW_TOKENS, SCORINGS
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.finite import NO_NUMBERS
-from vlmoe.models.forward import embed, head, states_at
+from vlmoe.models.forward import following, head, next_logits, states_at
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.parse import parse_answer
 from vlmoe.tasks.predict import Prediction, Predictor
@@ -77,14 +73,6 @@ class GeneratePredictor(Predictor):
                 f"model takes at most {collator.max_length} tokens; lower --max-new-tokens"
             )
         self.max_new_tokens = max_new_tokens
-        tokenizer = collator.tokenizer
-        self._greedy = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=sorted(collator.reader.ends),
-            pad_token_id=tokenizer.pad_token_id,
-        )
 
     @property
     def shares(self) -> bool:
@@ -99,35 +87,33 @@ class GeneratePredictor(Predictor):
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
         tokenizer = self.collator.tokenizer
-        watch = _Watch()
-        with _generating_by(self.model, self._greedy):
-            said = self.model.generate(  # type: ignore[operator]
-                inputs_embeds=embed(self.model, batch),
-                attention_mask=batch["attention_mask"],
-                logits_processor=LogitsProcessorList([watch]),
-            )
+        said, sound = self._greedy(batch)
         texts = tokenizer.batch_decode(said.cpu(), skip_special_tokens=True)
         return [
             Prediction(parse_answer(text, example.choices), text=text.strip())
-            if sound
+            if whole
             else Prediction(None, fault=NO_NUMBERS)
-            for text, example, sound in zip(texts, examples, watch.sound(), strict=True)
+            for text, example, whole in zip(texts, examples, sound.tolist(), strict=True)
         ]
 
+    def _greedy(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each row says (N, T), and whether all the logits it was read off were numbers (N,).
 
-class _Watch(LogitsProcessor):
-    """Looks at the logits that tokens are chosen by, and leaves them as they are."""
-
-    def __init__(self) -> None:
-        self._seen: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._seen.append(scores.isfinite().all(-1))
-        return scores
-
-    def sound(self) -> list[bool]:
-        """Of each row, whether all of them were numbers."""
-        return torch.stack(self._seen).all(0).tolist()
+        Transformers' own would fill settings up from the model's, which may sample, search and
+        penalize, and would keep positions on the model.
+        """
+        pad = self.collator.tokenizer.pad_token_id
+        ends = torch.tensor(sorted(self.collator.reader.ends)).to(batch["input_ids"])
+        going = sound = torch.ones_like(batch["input_ids"][:, 0], dtype=torch.bool)
+        said: list[torch.Tensor] = []
+        cache = None
+        while len(said) < self.max_new_tokens and going.any():
+            logits, cache = next_logits(self.model, batch, cache)
+            sound = sound & (logits.isfinite().all(-1) | ~going)
+            said.append(logits.argmax(-1).where(going, pad))
+            going = going & ~torch.isin(said[-1], ends)
+            batch = following(batch, said[-1][:, None])
+        return torch.stack(said, 1), sound
 
 
 def make_predictor(
@@ -141,17 +127,3 @@ def make_predictor(
     if scoring == "generate":
         return GeneratePredictor(model, collator, max_new_tokens)
     raise UserError(f"unknown scoring {scoring!r}: choose from {', '.join(SCORINGS)}")
-
-
-@contextmanager
-def _generating_by(model: nn.Module, settings: GenerationConfig) -> Iterator[None]:
-    """Put settings in the place of the model's own, which may sample, search and penalize.
-
-    Settings given to ``generate`` would be filled up from the model's own.
-    """
-    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    kept, owner.generation_config = owner.generation_config, settings
-    try:
-        yield
-    finally:
-        owner.generation_config = kept

@@ -39,6 +39,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
 from vlmoe.models.family import Family, Patches, Size, added_tokens
 from vlmoe.models.faults import reading
+from vlmoe.models.sized import as_rows, embedded
 
 END = "</s>"
 IMAGE_TOKEN = 32000
@@ -123,6 +124,10 @@ class LlavaReader:
         fitted = [(padded if fit == "pad" else cropped)(picture, processor) for picture in pictures]
         return {"pixel_values": processor(images=fitted, return_tensors="pt")["pixel_values"]}
 
+    def positions(self, ids: Sequence[int], sizes: Sequence[Size]) -> Tensor | None:
+        """None: each token's is the number of those before it."""
+        return None
+
     def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
         """A square of them."""
         if "pixel_values" not in batch:
@@ -168,14 +173,12 @@ class LlavaFamily:
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Embeddings with the pictures in their places, mask and positions."""
         base: Any = model
-        embeds = base.get_input_embeddings()(batch["input_ids"])
-        if "pixel_values" in batch:
+
+        def features() -> Tensor:
             found = base.model.get_image_features(pixel_values=batch["pixel_values"])
-            features = torch.stack(list(getattr(found, "pooler_output", found)))
-            place = batch["input_ids"] == base.config.image_token_id
-            embeds = embeds.masked_scatter(
-                place[..., None], features[batch["picture_of"]].to(embeds)
-            )
+            return as_rows(getattr(found, "pooler_output", found))
+
+        embeds = embedded(base, batch, features if "pixel_values" in batch else None)
         text = base.config.get_text_config()
         return {"inputs_embeds": embeds, **causal_inputs(text, batch, embeds.dtype)}
 

@@ -1,4 +1,4 @@
-"""Language models without eyes: Llama, Mistral, Qwen 2 and 3, GLM-4."""
+"""Language models without eyes: Llama, Mistral, Qwen 2 and 3, GLM-4, Phi-3, Gemma 3."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
 
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
-from vlmoe.models.causal import causal_inputs, sharing_fault
+from vlmoe.models.causal import causal_inputs, check_logits, sharing_fault
 from vlmoe.models.chat import chat_ids, ends_of
 from vlmoe.models.family import Family, Patches, Size
 from vlmoe.models.faults import reading
@@ -57,6 +57,10 @@ class TextReader:
         """There are none. Raises ``UserError``."""
         raise UserError(f"{BLIND}: a picture cannot be shown to it")
 
+    def positions(self, ids: Sequence[int], sizes: Sequence[Size]) -> Tensor | None:
+        """None: each token's is the number of those before it."""
+        return None
+
     def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
         """None: there is no picture."""
         return None
@@ -71,6 +75,7 @@ class TextFamily:
 
     def reader(self, source: str, config: PretrainedConfig) -> TextReader:
         """The tokenizer, with a template or without."""
+        check_logits(config)
         with reading(source, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
             return TextReader(config, tokenizer, ends_of(tokenizer, source))
