@@ -21,7 +21,7 @@ LONGEST_NAME = 1024
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]++={0,2}\s*")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 _FILE = "file://"
-_INSIDE = ("bytes", "path", "image", "image_url", "url")  # where an object has its picture
+INSIDE = ("bytes", "path", "image", "image_url", "url")  # where an object has its picture
 _DETAIL = 200
 
 
@@ -56,8 +56,8 @@ class Pictures:
                 raise Fault("several pictures in one question")
             return self.find(value[0], *beside) if value else None
         if isinstance(value, dict):
-            inside = [value[key] for key in _INSIDE if not _nothing(value.get(key))]
-            if not inside and not set(value) <= {*_INSIDE, "type"}:
+            inside = [value[key] for key in INSIDE if not _nothing(value.get(key))]
+            if not inside and not set(value) <= {*INSIDE, "type"}:
                 raise Fault("image is an object without bytes or path")
             return self.find(inside[0], *beside) if inside else None
         if isinstance(value, bytes | bytearray | memoryview):

@@ -74,6 +74,8 @@ class Items:
         if not isinstance(only, Fault):
             if not isinstance(only, dict) or next(_lines(text), None) is not None:
                 return None
+        elif _begins_whole(first):
+            return None  # the other lines are not to blame for this one
         else:
             text.seek(0)
             # In chunks: for one large number Python sets that much memory aside.
@@ -83,7 +85,11 @@ class Items:
                 return None
             only = _parse(content)
             if not isinstance(only, dict):
-                _refuse_several(content, self.file)
+                if _begins_whole(content):
+                    raise UserError(
+                        f"{self.file} holds JSON values over several lines: put each on one "
+                        "(jq -c . FILE)"
+                    )
                 return None
         lists = {
             key: value
@@ -96,6 +102,11 @@ class Items:
         )
         if is_record:
             lists = {}
+        if isinstance(only.get("question"), list | dict):
+            raise UserError(
+                f"{self.file} is one JSON object of columns: give an object for each question "
+                '(pandas: to_json(FILE, orient="records", lines=True))'
+            )
         if len(lists) == 1:
             ((self.wrapper, items),) = lists.items()
             return items
@@ -137,12 +148,13 @@ def _parse(text: str) -> Any:
         return Fault(BAD_JSON)
 
 
-def _refuse_several(content: str, file: Path) -> None:
+def _begins_whole(text: str) -> bool:
+    """Whether a whole JSON value stands in front, whatever comes behind it."""
     try:
-        _PLAIN.raw_decode(content.lstrip())
+        _PLAIN.raw_decode(text.lstrip())
     except (ValueError, RecursionError):
-        return
-    raise UserError(f"{file} holds JSON values over several lines: put each on one (jq -c . FILE)")
+        return False
+    return True
 
 
 def _list_items(text: TextIO, file: Path) -> Iterator[Any]:

@@ -22,15 +22,17 @@ from data_prep import command
 from data_prep.cells import Pictures
 from data_prep.fault import Fault
 from data_prep.items import Items
-from data_prep.keys import Read, agree, empty, read_keys
+from data_prep.keys import Read, absent, agree, empty, named, read_keys, refuse_picture
 from data_prep.own import (
     ANSWERS,
     first_is_system,
+    names_letter,
     read_answer,
     read_choices,
     read_question,
     read_turns,
     take_marks,
+    usual_marks,
 )
 from data_prep.splitting import draw_splits
 from vlmoe.data.image import ImageError
@@ -181,6 +183,7 @@ def _records(
         agree("conversations", values["conversations"], read)
         yield from _talk(read, name, split, picture, pictures, beside, answers, category)
         return
+    refuse_picture(read)
     question = values.get("question")
     if not isinstance(question, str):
         raise Fault("no question" if question is None else "question is not text")
@@ -190,6 +193,8 @@ def _records(
     if "choices" in values:
         agree("choices", values["choices"], read)
         choices, note = read_choices(values["choices"])
+        if any(PICTURE in usual_marks(choice) for choice in choices):
+            raise Fault("an option is a picture: only texts can be options")
         notes += [note] if note else []
         if (shorter := _without_options(question, choices)) is not None:
             question = shorter
@@ -201,10 +206,27 @@ def _records(
         question, choices = found
         notes.append("options read from the question's text")
     answer = read_answer(values.get("answer"), choices, answers)
+    if absent("answer", read):
+        _refuse_answer(read, choices, answers)
     for other, value in read.also.get("answer", {}).items():
         if read_answer(value, choices, answers) != answer:
             raise Fault(f"keys 'answer' and {other!r} say different things")
     yield Question(name, split, picture, question, choices, answer, category, notes=tuple(notes))
+
+
+def _refuse_answer(read: Read, choices: Sequence[str], answers: str) -> None:
+    """Raise a ``Fault`` if the answer of a record without one stands under a key of no such name.
+
+    That is a text which is an option or its letter. ``"answer": null`` says that there is none.
+    """
+    for name, value in read.unknown.items():
+        if not isinstance(value, str) or empty(value):
+            continue
+        try:
+            read_answer(value, choices, answers)
+        except Fault:
+            continue
+        raise Fault(f"no 'answer', but key {named(name)} seems to hold it: rename it")
 
 
 def _without_options(question: str, choices: Sequence[str]) -> str | None:
@@ -237,10 +259,12 @@ def _talk(
     own = [given for turn in turns for given in turn.pictures]
     if own and picture is None:
         picture = pictures.find(own, beside)
-    elif own:
+    elif not own:
+        refuse_picture(read)
+    else:
         raise Fault("pictures both in the conversation and beside it")
     asked, notes = take_marks([turn.asked for turn in turns], int(picture is not None))
-    if picture is not None and not any(PICTURE in turn.asked for turn in turns):
+    if picture is not None and not any(PICTURE in usual_marks(turn.asked) for turn in turns):
         notes = [f"a picture without {PICTURE} in the conversation; it stands in front"]
     if first_is_system(read.values["conversations"]):
         notes.append("a system turn, which is not shown")
@@ -248,6 +272,8 @@ def _talk(
         called = f"{name}#{number}" if number else name
         try:
             found = read_question(text)
+            if found is None and names_letter(turn.reply):
+                raise Fault("the reply is a letter, but its turn has no options A., B., ...")
             if found is None:
                 yield LeftOut("turns of conversations without options")
                 continue

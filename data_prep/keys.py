@@ -70,11 +70,15 @@ class Read:
         values: by key; only those that are there.
         also: further values of a key that stood under several names, to be compared.
         notes: what was understood, or not used, in words to be counted.
+        unknown: what stands under keys that are not known.
+        given: keys that are there, if only to say that there is nothing (null).
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     also: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unknown: dict[str, Any] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)
 
 
 def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Read:
@@ -91,9 +95,11 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
     read = Read()
     left: dict[str, str] = {}  # a key's plain form -> the key as it stands
     for name, value in item.items():
+        if _plain(name) in _LISTS and value in ([], {}):
+            continue  # other tools write an empty list where there is none
         if not empty(value) and item[left.setdefault(_plain(name), name)] != value:
-            first = _named(left[_plain(name)])
-            raise Fault(f"keys {first} and {_named(name)} say different things")
+            first = named(left[_plain(name)])
+            raise Fault(f"keys {first} and {named(name)} say different things")
     for name in NOT_PICTURES:
         if name in left:
             raise Fault(f"key {name!r}: only pictures can be shown")
@@ -108,20 +114,38 @@ def read_keys(item: Mapping[str, Any], keys: Iterable[str] = tuple(KEYS)) -> Rea
         for at, plain in enumerate(found):
             name = left.pop(plain)
             if name != key:
-                read.notes.append(sys.intern(f"key {_named(name)} read as {key!r}"))
+                read.notes.append(sys.intern(f"key {named(name)} read as {key!r}"))
             if at:
                 read.also.setdefault(key, {})[name] = item[name]
             else:
                 read.values[key] = item[name]
     if letters and "choices" in keys and "choices" not in read.values:
+        behind = [key for key in LETTERS[len(letters) :] if not empty(item.get(key))]
+        if behind:
+            raise Fault(f"option {behind[0]} is there, but {LETTERS[len(letters)]} is not")
         read.values["choices"] = [item[letter] for letter in letters]
         read.notes.append("keys 'A', 'B', ... read as 'choices'")
         left = {plain: name for plain, name in left.items() if name not in letters}
-    present = {_plain(name) for name in item}  # with null even: it says that there is none
+    read.given = {_plain(name) for name in item}  # with null even: it says that there is none
     for plain, name in left.items():
-        _refuse_near(plain, name, item[name], read.values, present, keys)
-        read.notes.append(sys.intern(f"key {_named(name)} is not known and not used"))
+        _refuse_near(plain, name, item[name], read.values, read.given, keys)
+        read.notes.append(sys.intern(f"key {named(name)} is not known and not used"))
+        read.unknown[name] = item[name]
     return read
+
+
+def absent(key: str, read: Read) -> bool:
+    """Whether a key is not there under any name, not even to say that there is nothing (null)."""
+    return read.given.isdisjoint((key, *KEYS[key].same, *KEYS[key].instead))
+
+
+def refuse_picture(read: Read) -> None:
+    """Raise a ``Fault`` if a record without a picture has one under a key that is not known."""
+    if not absent("image", read):
+        return
+    for name, value in read.unknown.items():
+        if _seems_picture(value):
+            raise Fault(f"key {named(name)} seems to hold the picture: call it 'image'")
 
 
 def agree(key: str, first: Any, read: Read) -> None:
@@ -230,18 +254,37 @@ def _refuse_near(
     }
     nowhere = [key for key in missing if key not in present]
     if near := suggestion(plain, absent):
-        raise Fault(f"unknown key {_named(name)}: do you mean {absent[near]!r}?")
+        raise Fault(f"unknown key {named(name)}: do you mean {absent[near]!r}?")
     for key, words in _WORDS.items():
         # A number is a width or a count, but for the number of a picture.
         about = key != "image" or not isinstance(value, int | float) or plain.endswith("id")
         if key in nowhere and about and any(word in plain for word in words):
-            raise Fault(f"unknown key {_named(name)}, but no {key!r}: rename the one that holds it")
+            raise Fault(f"unknown key {named(name)}, but no {key!r}: rename the one that holds it")
 
 
+def _seems_picture(value: Any) -> bool:
+    """Whether a value, or the one in a list or object, is a picture's name or data."""
+    if isinstance(value, list):
+        return any(map(_seems_picture, value[:1]))
+    if isinstance(value, dict):
+        return any(_seems_picture(value.get(key)) for key in ("path", "bytes", "url", "src"))
+    if not isinstance(value, str):
+        return False
+    plain = value[:LONGEST_PATH].strip().casefold()
+    return plain.startswith(("data:image/", *_BASE64_STARTS)) or (
+        "\n" not in plain and plain.endswith(_PICTURE_ENDINGS)
+    )
+
+
+_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_BASE64_STARTS = ("/9j/4", "ivborw0kggo")  # of a JPEG and a PNG, case aside
+LONGEST_PATH = 1024
+_LISTS = ("image", *KEYS["image"].same, *KEYS["image"].instead, *NOT_PICTURES)
 _PLAIN_FORM = ("question", "choices", "answer")
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
+    """A key as it is shown."""
     return repr(name if len(name) <= LONGEST else f"{name[:LONGEST]}...")
 
 

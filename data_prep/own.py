@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.cells import INSIDE
 from data_prep.fault import Fault
 from data_prep.keys import empty
 from vlmoe.data.example import LETTERS, UNLABELLED
@@ -21,6 +23,8 @@ ANSWERS = ("auto", "index", "letter", "text")
 
 _LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]|\))?")
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s+(.+)", re.DOTALL)
+_NUMBER = re.compile(r"\s*\(?(\d{1,2}(?=[.):、](?!\d))|[\u2460-\u2473])")
+_NUMBER_ALONE = re.compile(r"\(?(\d{1,2}|[\u2460-\u2473])[.):]?")
 _SENTENCE = re.compile(r"(?:the\s+)?(?:correct\s+)?answer\s+is:?\s+(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -30,7 +34,8 @@ def read_answer(answer: Any, choices: Sequence[str], kind: str = "auto") -> int:
     A JSON number (``1.0`` too, as pandas writes it) is an index from 0. A text is the text of an
     option (case and spaces around it aside; the first of options that say the same), a letter
     (``B``, ``b``, ``B.``, ``(B)``), both (``B. a red cat``), or either of them behind
-    ``The answer is``. ``None``, NaN and an empty text mean that the question has no answer.
+    ``The answer is``; or the number that the option begins with, if all are numbered. ``None``,
+    NaN and an empty text mean that the question has no answer.
 
     Args:
         answer: as it stands in the file.
@@ -55,11 +60,13 @@ def read_answer(answer: Any, choices: Sequence[str], kind: str = "auto") -> int:
         if kind != "index":  # 3 among the options 1, 2, 3, 4: the third, or the fourth?
             small = abs(answer) < 10**18  # Python refuses to spell out thousands of digits
             readings["text"] = _as_text(str(answer), choices) if small else None
+            readings["the number in front"] = _as_number(str(answer), choices) if small else None
     else:
         text = answer.strip()
         if (sentence := _SENTENCE.fullmatch(text)) and _as_text(text, choices) is None:
             text = sentence[1]
         readings = {"text": _as_text(text, choices), "letter": _as_letter(text, choices)}
+        readings["the number in front"] = _as_number(text, choices)
         if kind == "index" and text.isdecimal():
             digits = text.lstrip("0") or "0"
             small = len(digits) < 3 and int(digits) < len(choices)
@@ -103,6 +110,28 @@ def _as_letter(answer: str, choices: Sequence[str]) -> int | None:
         agrees = index < len(choices) and _as_text(match[2], choices[index : index + 1]) == 0
         return index if agrees else None
     return None
+
+
+def names_letter(reply: str | None) -> bool:
+    """Whether a reply is an option's letter and nothing else, so that there must be options."""
+    said = (reply or "").strip()
+    if sentence := _SENTENCE.fullmatch(said):
+        said = sentence[1]
+    return bool(said[-2:-1] or said.isupper()) and _LETTER.fullmatch(said) is not None
+
+
+def _digits(number: str) -> str:
+    return unicodedata.normalize("NFKC", number)  # of a number in a circle
+
+
+def _as_number(answer: str, choices: Sequence[str]) -> int | None:
+    """The option that begins with this number, if they are numbered: ``1. red``, ``2. blue``."""
+    numbers = [match[1] if (match := _NUMBER.match(choice)) else "" for choice in choices]
+    if [_digits(number) for number in numbers] != [str(n + 1) for n in range(len(choices))]:
+        return None
+    said = _NUMBER_ALONE.fullmatch(answer.strip())
+    number = _digits(said[1]) if said else ""
+    return int(number) - 1 if number.isdecimal() and 0 < int(number) <= len(choices) else None
 
 
 # --- options --------------------------------------------------------------------------------
@@ -150,6 +179,7 @@ _INSTRUCTION = re.compile(
     r"|请.*(?:选项|字母|选择|答案).*|答案\s*:?)\s*",
     re.IGNORECASE,
 )
+_BETWEEN = re.compile(r"(?:\s*[,;]|(?:\s*[,;])?\s+(?:or|and))$")  # two options in a row
 _HEAD_ENDS = (*"?:.!。)",)
 
 
@@ -216,11 +246,32 @@ def _parts(content: list[Any]) -> tuple[str, tuple[Any, ...]]:
             texts.append(part["text"])
         elif kind in ("image", "image_url"):
             texts.append(f"{PICTURE}\n")
-            inside = {key: value for key, value in part.items() if key != "type"}
-            pictures += [inside] if any(not empty(value) for value in inside.values()) else []
+            inside = {key: part[key] for key in INSIDE if not empty(part.get(key))}
+            pictures += [inside] if inside else []
         else:
             raise Fault("a part of a turn is neither text nor a picture")
     return "".join(texts), tuple(pictures)
+
+
+# What stands for a picture elsewhere: MMMU's <image 1>, <Image>, <ImageHere>, InternVL's
+# <IMG_CONTEXT>, Qwen's <|vision_start|><|image_pad|><|vision_end|>, Llama's <|image|>, ...
+_OTHER_MARK = re.compile(
+    r"<(?:\|vision_start\|><)?(?:img_context|image[_ ]?(?:here|placeholder|pad|token|\d{1,3})?"
+    r"|\|image(?:_\d{1,3}|_pad)?\||\|placeholder(?:_\d)?\|)>(?:<\|vision_end\|>)?",
+    re.IGNORECASE,
+)
+_IN_TEXT = re.compile(r"<img>(.*?)</img>", re.IGNORECASE | re.DOTALL)
+
+
+def usual_marks(text: str) -> str:
+    """The text with ``<image>`` where another tool's mark stands for a picture.
+
+    Raises:
+        Fault: a picture's name stands in the text, as Qwen-VL had it.
+    """
+    if _IN_TEXT.search(text):
+        raise Fault("a picture is named inside the text (<img>...</img>): name it under 'image'")
+    return _OTHER_MARK.sub(PICTURE, text)
 
 
 def take_marks(texts: Sequence[str], pictures: int) -> tuple[list[str], list[str]]:
@@ -231,11 +282,12 @@ def take_marks(texts: Sequence[str], pictures: int) -> tuple[list[str], list[str
         pictures: how many there are.
 
     Returns:
-        The texts, and a note if a mark stood elsewhere.
+        The texts, and notes if a mark stood elsewhere or was another tool's.
 
     Raises:
         Fault: there are more marks than pictures, or a mark for what is no picture.
     """
+    given, texts = texts, [usual_marks(text) for text in texts]
     marks = sum(text.count(PICTURE) for text in texts)
     for other in ("<video>", "<audio>"):
         if any(other in text for text in texts):
@@ -245,11 +297,13 @@ def take_marks(texts: Sequence[str], pictures: int) -> tuple[list[str], list[str
     if marks > pictures:
         raise Fault(f"{PICTURE} more often in the text than there are pictures")
     plain = [text.strip() for text in texts]
-    inside = [
-        text for text in plain if PICTURE in text.removeprefix(PICTURE).removesuffix(PICTURE)
-    ] + [text for text in plain[1:] if PICTURE in text]
+    edges = [PICTURE in text.removeprefix(PICTURE).removesuffix(PICTURE) for text in plain]
+    inside = any(edges) or any(PICTURE in text for text in plain[1:])
     taken = [" ".join(part.strip(" \t") for part in text.split(PICTURE)).strip() for text in plain]
-    return taken, [f"{PICTURE} inside the text; the picture stands in front"] if inside else []
+    notes = [f"{PICTURE} inside the text; the picture stands in front"] if inside else []
+    if list(given) != texts:
+        notes.append(f"another tool's mark for a picture, read as {PICTURE}")
+    return taken, notes
 
 
 def read_question(text: str) -> tuple[str, tuple[str, ...]] | None:
@@ -290,7 +344,7 @@ def _on_lines(lines: list[str]) -> tuple[str, tuple[str, ...]] | None:
 
 def _in_a_row(text: str) -> tuple[str, tuple[str, ...]] | None:
     """Options of which several stand on one line: ``(A) red (B) blue``."""
-    for form in (r"\({}\)", r"{}[.):、]"):
+    for form in (r"\({}\)", r"\[{}\]", r"{}[.):、]"):
         for letters in (LETTERS, LETTERS.lower()):
             marks = _marks_in_a_row(narrow(text), form, letters)
             head = text[: marks[0].start()].rstrip(" \t") if len(marks) > 1 else ""
@@ -321,8 +375,10 @@ def _choices_of(pieces: Sequence[str]) -> tuple[str, ...]:
         first, *rest = piece.strip().split("\n")
         _refuse_text([line for line in rest if line.strip()])
         choices.append(first.strip())
-    if all(narrow(choice).endswith((",", ";")) for choice in choices[:-1]):
-        choices = [choice[:-1].rstrip() for choice in choices[:-1]] + choices[-1:]
+    ends = [_BETWEEN.search(narrow(choice)) for choice in choices[:-1]]
+    if all(ends):
+        cut = [text[: end.start()] for text, end in zip(choices[:-1], ends, strict=True) if end]
+        choices = [*cut, choices[-1]]
     return tuple(choices)
 
 

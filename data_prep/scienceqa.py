@@ -110,7 +110,7 @@ def read(
 def _fault(row: Mapping[str, Any]) -> str | None:
     """What keeps a row from being read; whether its text makes sense is checked later."""
     if not isinstance(row["question"], str):
-        return "no question"
+        return "no question" if row["question"] is None else "question is not text"
     if not isinstance(row["choices"], list):
         return "choices is not a list"
     if not all(isinstance(choice, str) for choice in row["choices"]):

@@ -267,12 +267,11 @@ def tsv_rows(file: Path, quoting: str = "auto") -> Callable[[], Iterator[Row]]:
     for _, fields in table.rows():
         if not isinstance(fields, Fault) and _refers(fields[at["image"]]):
             references.add(fields[at["image"]].strip())
-    # Only those that are referred to are kept.
-    shared = {
-        fields[at["index"]].strip(): fields[at["image"]]
-        for _, fields in (table.rows() if references else ())
-        if not isinstance(fields, Fault) and fields[at["index"]].strip() in references
-    }
+    # Only those that are referred to are kept; of equal indices the first, as of the rows.
+    shared: dict[str, str] = {}
+    for _, fields in table.rows() if references else ():
+        if not isinstance(fields, Fault) and fields[at["index"]].strip() in references:
+            shared.setdefault(fields[at["index"]].strip(), fields[at["image"]])
 
     def read_rows() -> Iterator[Row]:
         for number, cells in table.rows():

@@ -23,7 +23,7 @@ import yaml
 
 from vlmoe.errors import UserError, run_command
 from vlmoe.flags import Parser
-from vlmoe.study.plan import Cell, Study
+from vlmoe.study.design import Cell, Study
 from vlmoe.study.source import presets, read_study
 
 
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(hours(study, folder, args.seconds_per_step))
         return
     # They take seconds: --help and a faulty study answer before them.
+    from vlmoe.study.execute import begin, check_data, run
     from vlmoe.study.findings import find
-    from vlmoe.study.report import write_page
-    from vlmoe.study.run import begin, check_data, run
+    from vlmoe.study.page import write_page
 
     if not args.report_only:
         check_data(study)
@@ -95,8 +95,8 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
 def trainer(study: Study, folder: Path):
     """What trains one run after the other, with one base as long as they share it."""
     from vlmoe.models.load import Base, load_base, resolve_device
-    from vlmoe.train.config import CONFIG_FILE
-    from vlmoe.train.finetune import finetune
+    from vlmoe.train.run import finetune
+    from vlmoe.train.settings.config import CONFIG_FILE
 
     bases: dict[tuple[str, ...], Base] = {}
 

@@ -44,8 +44,8 @@ from vlmoe.tasks.metrics import (
     write_report,
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
-from vlmoe.tasks.table import table
-from vlmoe.train.runs import BASE, NONE, common_base, name_adapters
+from vlmoe.tasks.table import score_table
+from vlmoe.train.record.finished import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
 # flag and --compare need none of it.
@@ -201,7 +201,7 @@ def evaluate(args: argparse.Namespace) -> None:
             write_report(place, scored, numbers and numbers | beside)
 
     if columns:
-        print(table(columns))
+        print(score_table(columns))
     if args.limit:
         print(f"only {len(examples)} of {len(whole)} questions, drawn by --seed {args.seed}")
     if args.blank_images:
@@ -234,8 +234,7 @@ def models(
 
 def common_setting(name: str, folders: dict[str, Path]) -> str:
     """What all adapters were trained with; training's default where that is not known."""
-    from vlmoe.train.config import TrainConfig
-    from vlmoe.train.directory import settings_of
+    from vlmoe.train.settings.config import TrainConfig
 
     default = getattr(TrainConfig(), name)
     values = {label: settings_of(folder).get(name, default) for label, folder in folders.items()}
@@ -271,7 +270,7 @@ def output_directories(
             places[label] = args.output if len(adapters) == 1 else args.output / plain
         elif Path(given).is_dir():
             folder = folders[label]
-            run = folder.parent if folder.name == "adapter" else folder
+            run = folder.parent if folder.name == ADAPTER else folder
             places[label] = run / "evaluate" / report
         else:
             places[label] = Path("runs") / "evaluate" / Path(given).name / report

@@ -11,7 +11,6 @@ full version is.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 
@@ -24,6 +23,7 @@ from vlmoe.data.dataset import load_split
 from vlmoe.data.example import Example
 from vlmoe.data.registry import locate
 from vlmoe.errors import run_command
+from vlmoe.flags import Parser
 from vlmoe.models.families.llava import LlavaReader, chat
 from vlmoe.models.load import load_base
 from vlmoe.tasks.letters import answer_tokens
@@ -37,9 +37,7 @@ BATCH = 32
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--steps", type=int, default=360)
     parser.add_argument("--dataset", default="shapes", help="a name, or a prepared folder")
     args = parser.parse_args(argv)
@@ -108,7 +106,7 @@ def preconditioned(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grad(parameter: Tensor) -> Tensor:
-    """Its gradient, which must be there.                               vlmoe/adapter/report.py"""
+    """Its gradient, which must be there.                            vlmoe/adapter/gradients.py"""
     assert parameter.grad is not None
     return parameter.grad
 

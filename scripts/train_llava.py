@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmoe.errors import run_command
-from vlmoe.train.config import from_command_line
+from vlmoe.train.settings.command_line import from_command_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, resume = from_command_line(argv, __doc__)
     # It takes seconds: --help and a mistyped flag answer before it.
-    from vlmoe.train.finetune import finetune
+    from vlmoe.train.run import finetune
 
     finetune(config, resume)
 

@@ -30,6 +30,14 @@ def test_names_of_tensors(dtype):
     assert not_finite([]) == []
 
 
+def test_8_bit_floats():
+    """Of them torch tells no extremes."""
+    good = torch.tensor([1.0, -2.0])
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        bad = torch.tensor([1.0, NAN]).to(dtype)
+        assert not_finite([("good", good.to(dtype)), ("bad", bad)]) == ["bad"]
+
+
 def test_the_message():
     many = [(f"layer.{at}", torch.tensor([INF])) for at in range(9)]
     with pytest.raises(NotFinite) as caught:

@@ -13,7 +13,7 @@ import pytest
 from tests.scripts.conftest import script
 from vlmoe.flags import Parser, hint, nearest
 from vlmoe.optim.families import OPTIMIZERS
-from vlmoe.train.config import from_command_line
+from vlmoe.train.settings.command_line import from_command_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +51,13 @@ def test_flags_of_other_tools_and_slips(capsys, given, meant):
     assert (
         line == f"error: unknown flag {flag} (did you mean {meant}?); --help lists those there are"
     )
+
+
+@pytest.mark.parametrize("given", [["--model", ""], ["--model="]])
+def test_an_empty_value_is_not_the_default(capsys, given):
+    """As ``--model "$MODEL"`` has it where there is no such variable."""
+    (line,) = ended(capsys, given)
+    assert line == "error: --model is empty: give a value, or leave it out"
 
 
 def test_all_of_them_at_once(capsys):

@@ -23,14 +23,17 @@ class TrainedAway(NotFinite, Diverged):
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """The names of those that hold NaN or infinity.
 
-    Each is read once and nothing of its size is made; tensors of whole numbers (quantized weights)
-    are taken as they are. A device is waited for once.
+    Each is read once and nothing of its size is made (but for 8-bit floats); tensors of whole
+    numbers (quantized weights) are taken as they are. A device is waited for once.
     """
     names: dict[torch.device, list[str]] = {}
     sound: dict[torch.device, list[Tensor]] = {}
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
-            ends = torch.stack(tensor.detach().aminmax())
+            tensor = tensor.detach()
+            if tensor.dtype.itemsize == 1:  # of 8-bit floats torch tells no extremes
+                tensor = tensor.float()
+            ends = torch.stack(tensor.aminmax())
             names.setdefault(tensor.device, []).append(name)
             sound.setdefault(tensor.device, []).append(ends.isfinite().all())
     return [

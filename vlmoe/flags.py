@@ -141,6 +141,9 @@ class Parser(argparse.ArgumentParser):
         self._end(faults)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if value == "":  # else it would stand for the default, or for the folder one is in
+            name = "/".join(action.option_strings) or str(action.dest)
+            self._end([f"{name} is empty: give a value, or leave it out"])
         if action.choices is not None and value not in action.choices:
             name = "/".join(action.option_strings) or str(action.dest)
             self._end([unknown_value(name, value, map(str, action.choices))])

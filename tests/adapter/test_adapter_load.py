@@ -261,3 +261,26 @@ def test_numbers_that_are_none_are_named(saved, number):
     assert key.removeprefix("base_model.model.") in text
     assert "holds numbers that are not finite" in text
     assert "unlike the file's" not in text
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_tensors_that_are_no_float_ones(saved, dtype):
+    name = next(iter(load_file(saved / "adapter" / WEIGHTS)))
+    tensor = load_file(saved / "adapter" / WEIGHTS)[name]
+    edit_weights(saved, {name: tensor.to(dtype)})
+    said = refusal(saved)
+    assert "must be floating-point numbers" in said
+    assert name.removeprefix("base_model.model.") in said
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64])
+def test_tensors_of_other_float_dtypes(saved, dtype):
+    tensors = load_file(saved / "adapter" / WEIGHTS)
+    edit_weights(saved, {name: torch.ones_like(value).to(dtype) for name, value in tensors.items()})
+    model = load_adapter(small_llava(), saved)
+    assert all(bool((gate == 1).all()) for gate in gates(model))
+
+
+def test_a_base_that_is_no_name(saved):
+    edit_config(saved, base_model_name_or_path=["x"])
+    assert "base_model_name_or_path is no text but ['x']" in refusal(saved)

@@ -8,7 +8,7 @@ import torch
 from tests.models_for_tests import small_llava
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer
-from vlmoe.benchmark.loop import LoopOverExperts
+from vlmoe.benchmark.expert_loop import LoopOverExperts
 from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
 from vlmoe.benchmark.steps import VARIANTS, step_works
 from vlmoe.models.random import random_batch

@@ -18,6 +18,10 @@ from vlmoe.data.lettering import LettersOutOfOrder, strip_letters
         ("A: Red.", " B: Blue."),
         ("A - Red.", "B - Blue."),
         ("A、Red.", "B、Blue."),
+        ("[A] Red.", "[B] Blue."),
+        ("**A.** Red.", "**B.** Blue."),
+        ("- A. Red.", "- B. Blue."),
+        ("\N{FULLWIDTH LATIN CAPITAL LETTER A}.Red.", "B. Blue."),
         ("A\N{FULLWIDTH COLON}Red.", "B\N{FULLWIDTH FULL STOP}Blue."),
     ],
 )

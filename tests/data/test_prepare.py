@@ -192,6 +192,18 @@ def test_notes_of_the_readers(tmp_path: Path) -> None:
     assert manifest["notes"][prepare.LETTERED] == 1
     reason = "the options begin with letters in another order than A, B, ..."
     assert manifest["rejected"]["by_reason"] == {reason: 1}
+    some = [question(0, choices=("A. x", "y")), question(1, choices=("J. x", "y"))]
+    assert write(tmp_path / "f", some)["notes"][prepare.SOME_LETTERED] == 1
+
+
+def test_reasons_of_many_kinds_stay_a_short_list(tmp_path: Path) -> None:
+    records = [Rejected(f"{n}", "train", f"key {n} is wrong") for n in range(40)]
+    manifest = write(tmp_path / "d", [*records, question(99)], max_rejected=1.0)
+    assert len(manifest["rejected"]["by_reason"]) == 31
+    assert manifest["rejected"]["by_reason"]["other reasons"] == 10
+    with pytest.raises(UserError) as told:
+        write(tmp_path / "e", records)
+    assert len(str(told.value).splitlines()) < 45
 
 
 def test_splits_drawn_by_pixels(tmp_path: Path) -> None:

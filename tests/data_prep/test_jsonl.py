@@ -129,6 +129,8 @@ def test_conversations(tmp_path: Path, raw: Path) -> None:
     assert manifest["left_out"] == {"turns of conversations without options": 1}
 
 
+SAID_B = {"from": "gpt", "value": "B"}
+PICTURELESS = {"question": "Which?", "choices": ["x", "y"], "answer": "A"}
 BAD_ITEMS: list[tuple[Any, str]] = [
     ("{", "not valid JSON"),
     ("3", "not a JSON object"),
@@ -149,6 +151,21 @@ BAD_ITEMS: list[tuple[Any, str]] = [
     (item(0, id="line 1 of another"), ""),
     ({"conversations": [{"from": "human", "value": "<image>\nA. x\nB. y"}]}, "<image> in the text"),
     ({"conversations": "no"}, "conversations is not a list"),
+    (item(0, choices=["<image 1>", "<image 2>"], answer="A"), "an option is a picture"),
+    (json.dumps(item(0)) * 2, "not valid JSON"),
+    (
+        {"conversations": [{"from": "human", "value": "Which?\n1. x\n2. y"}, SAID_B]},
+        "the reply is a letter, but its turn has no options",
+    ),
+    ({"question": "Which?", "choices": ["x", "y"], "ans": "B"}, "no 'answer', but key 'ans'"),
+    ({"question": "Which?", "choices": ["x", "y"], "gold_one": "y"}, "unknown key 'gold_one'"),
+    (PICTURELESS | {"file": "photos/1.png"}, "key 'file' seems to hold the picture"),
+    (PICTURELESS | {"media": ["photos/1.JPG"]}, "key 'media' seems to hold the picture"),
+    (PICTURELESS | {"visual": {"path": "1.webp"}}, "key 'visual' seems to hold the picture"),
+    (PICTURELESS | {"x": "/9j/4AAQSkZJRgABAQ"}, "key 'x' seems to hold the picture"),
+    (PICTURELESS | {"image": None, "file": "photos/1.png"}, ""),  # it says that there is none
+    (item(0) | {"thumbnail": "photos/2.png"}, ""),
+    ({"question": "Which?", "choices": ["x", "y"], "answer": None, "ans": "B"}, ""),
 ]
 
 
@@ -273,6 +290,32 @@ def test_objects_that_could_mean_several_things(tmp_path: Path, content: Any, wo
 def test_objects_over_several_lines(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("\n".join(json.dumps(item(n), indent=1) for n in range(3)))
     with pytest.raises(UserError, match="put each on one"):
+        jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+
+
+@pytest.mark.parametrize("first", ["twice", "behind"])
+def test_a_first_line_that_is_broken_is_refused_alone(
+    tmp_path: Path, raw: Path, first: str
+) -> None:
+    bad = json.dumps(item(0))[:-1] + ', "answer": "B"}' if first == "twice" else "{} \0"
+    lines = [bad, *(json.dumps(item(n)) for n in range(1, 4))]
+    (raw / "a.jsonl").write_text("\n".join(lines))
+    manifest = jsonl.prepare(raw / "a.jsonl", tmp_path / "out", max_rejected=0.5)
+    assert (manifest["records"]["prepared"], manifest["records"]["rejected"]) == (3, 1)
+
+
+def test_an_object_of_columns(tmp_path: Path) -> None:
+    for question in (["What?", "Who?"], {"0": "What?"}):
+        columns = {"question": question, "choices": [["a", "b"]] * 2, "answer": ["A", "B"]}
+        (tmp_path / "a.json").write_text(json.dumps(columns))
+        with pytest.raises(UserError, match="JSON object of columns"):
+            jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+
+
+def test_nothing_but_what_is_left_out(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "Who is it?"}, {"from": "gpt", "value": "A man."}]
+    (tmp_path / "a.json").write_text(json.dumps([{"conversations": talk}]))
+    with pytest.raises(UserError, match="1 left out: turns of conversations without options"):
         jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
 
 

@@ -84,6 +84,10 @@ def test_two_names_for_one_thing() -> None:
     # An empty one says nothing.
     read = read_keys({**PLAIN, "choices": None, "options": ["x", "z"], "images": math.nan})
     assert read.values["choices"] == ["x", "z"]
+    read = read_keys({**PLAIN, "images": [], "videos": [], "audios": []})
+    agree("image", "a.png", read)
+    assert (read.values, read.notes) == (PLAIN, [])
+    assert "image" not in read_keys({**PLAIN, "image": []}).values
 
 
 def test_options_in_columns() -> None:
@@ -91,6 +95,8 @@ def test_options_in_columns() -> None:
     read = read_keys(row)
     assert read.values["choices"] == ["x", "y"]
     assert read.notes == ["keys 'A', 'B', ... read as 'choices'"]
+    with pytest.raises(Fault, match="option D is there, but C is not"):
+        read_keys(row | {"D": "z"})
 
 
 def test_columns_of_a_table() -> None:

@@ -10,6 +10,7 @@ import pytest
 from data_prep.fault import Fault
 from data_prep.own import (
     Turn,
+    names_letter,
     read_answer,
     read_choices,
     read_question,
@@ -38,6 +39,11 @@ READ: list[tuple[Any, tuple[str, ...], str, int]] = [
     ("A Blue Dog", COLOURS, "auto", 1),
     ("RED", COLOURS, "auto", 2),
     ("2", NUMBERS, "auto", 1),
+    ("2", ("1. red", "2. blue"), "auto", 1),
+    ("(2)", ("(1) red", "(2) blue"), "auto", 1),
+    ("2", ("\u2460 red", "\u2461 blue"), "auto", 1),
+    (1, ("1.5 m", "2.5 m"), "auto", 1),  # no numbers of options
+    (1, ("1. red", "2. blue"), "index", 1),
     ("C", LETTERS, "auto", 2),  # the letter and the text mean the same option
     ("red", ("blue", "red", "Red"), "auto", 1),
     (2, NUMBERS, "index", 2),
@@ -69,6 +75,7 @@ NOT_READ: list[tuple[Any, tuple[str, ...], str, str]] = [
     ("A or B", COLOURS, "auto", "none of the options"),
     ("1", COLOURS, "auto", "a number in quotes"),
     (2, NUMBERS, "auto", "read as index or as text"),
+    (1, ("1. red", "2. blue"), "auto", "read as index or as the number in front"),
     ("A", LETTERS, "auto", "read as text or as letter"),
     ("red", COLOURS, "letter", "none of the options"),
     ("A", COLOURS, "index", "none of the options"),
@@ -116,6 +123,13 @@ def test_options_of_a_turn(text: str) -> None:
         "A: Red\nB: Blue",
         "A - Red\nB - Blue",
         "Options: (A) Red\n(B) Blue",
+        "(A) Red or (B) Blue",
+        "[A] Red [B] Blue",
+        "[A] Red\n[B] Blue",
+        "- A. Red\n- B. Blue",
+        "**A.** Red\n**B.** Blue",
+        "\N{FULLWIDTH LATIN CAPITAL LETTER A}\N{FULLWIDTH FULL STOP}Red\n"
+        "\N{FULLWIDTH LATIN CAPITAL LETTER B}\N{FULLWIDTH FULL STOP}Blue",
         "Options:\nA. Red  B. Blue\nAnswer with the option's letter.",
     ],
 )
@@ -236,3 +250,50 @@ def test_turns() -> None:
     ):
         with pytest.raises(Fault, match=reason):
             list(read_turns(bad))
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *(
+            "<Image>",
+            "<image 1>",
+            "<image_1>",
+            "<ImageHere>",
+            "<IMG_CONTEXT>",
+            "<image_placeholder>",
+        ),
+        *("<|image|>", "<|image_1|>", "<|vision_start|><|image_pad|><|vision_end|>"),
+    ],
+)
+def test_other_tools_marks(mark: str) -> None:
+    (text,), notes = take_marks([f"{mark}\nWhat is it?"], 1)
+    assert (text, notes) == ("What is it?", ["another tool's mark for a picture, read as <image>"])
+    with pytest.raises(Fault, match="but no picture"):
+        take_marks([f"What is {mark}?"], 0)
+    with pytest.raises(Fault, match="more often"):
+        take_marks([f"{mark}{mark} What is it?"], 1)
+
+
+def test_a_picture_named_in_the_text() -> None:
+    with pytest.raises(Fault, match="named inside the text"):
+        take_marks(["Picture 1: <img>a.png</img> What is it?"], 0)
+    assert take_marks(["What does <img> do?"], 0) == (["What does <img> do?"], [])
+
+
+def test_parts_with_other_fields() -> None:
+    """The hub fills up what a part does not have; a number of the picture is no picture."""
+    part = {"type": "image", "text": None, "index": 0}
+    talk = [{"role": "user", "content": [part, {"type": "text", "text": "What?", "index": None}]}]
+    assert list(read_turns(talk)) == [Turn("<image>\nWhat?", None)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        *(("B", True), ("b.", True), ("(B)", True), ("The answer is B.", True)),
+        *((None, False), ("a", False), ("A dog", False), ("OK", False), ("", False)),
+    ],
+)
+def test_a_letter_alone(reply: str | None, letter: bool) -> None:
+    assert names_letter(reply) is letter

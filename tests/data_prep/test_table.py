@@ -57,6 +57,14 @@ def test_rows_that_do_not_fit_are_refused_alone(tmp_path: Path) -> None:
     assert rows(tmp_path, text) == (True, expected)
 
 
+@pytest.mark.parametrize("delimiter", ["\t", ",", ";", "|"])
+def test_delimiters_and_empty_rows(tmp_path: Path, delimiter: str) -> None:
+    """As spreadsheets write them: rows of nothing but delimiters hold no question."""
+    lines = [HEAD, "1\tWhat?\tx", "\t\t", " \t\t", "\t\t\t", "2\tWho?\ty"]
+    text = "\n".join(lines).replace("\t", delimiter)
+    assert rows(tmp_path, text)[1] == [["1", "What?", "x"], ["2", "Who?", "y"]]
+
+
 def test_encodings(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
         (tmp_path / "a.tsv").write_text(f"{HEAD}\n1\tWo?\tRöt\n", encoding=encoding)

@@ -149,6 +149,15 @@ def test_tsv_pictures_by_reference_and_a_missing_answer_column(tmp_path: Path) -
     assert ids(tmp_path / "b", "unlabelled") == ["0", "3"]
 
 
+def test_a_picture_of_an_index_that_repeats_is_the_kept_rows(tmp_path: Path) -> None:
+    rows = [vmcbench_row(0), vmcbench_row(1) | {"index": 0}, vmcbench_row(2, image="0")]
+    file = write_vmcbench_tsv(tmp_path / "a.tsv", rows)
+    vmcbench.prepare(str(file), tmp_path / "a", max_rejected=0.5)
+    train = load_split(tmp_path / "a", "train")
+    assert train.ids == ["0", "2"]
+    assert train.image_key(0) == train.image_key(1)
+
+
 def test_a_test_part_without_the_column_of_answers(tmp_path: Path) -> None:
     source = write_vmcbench(tmp_path / "raw", [vmcbench_row(0)], [unlabelled(1)])
     file = source / "data" / "test-00000-of-00001.parquet"

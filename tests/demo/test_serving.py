@@ -10,12 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.demo.conftest import APP, NEEDS, Demo, load_app
 from tests.demo.test_limits import PICTURES, jpeg
 from tests.scripts.conftest import script
 from vlmoe.data.dataset import load_split
+from vlmoe.data.image import ImageError
 from vlmoe.demo import serving
+from vlmoe.demo.engine import Engine
+from vlmoe.demo.examples import write_examples
+from vlmoe.demo.limits import Limits
 from vlmoe.errors import UserError
 
 httpx = pytest.importorskip("httpx", reason=NEEDS)
@@ -373,6 +378,8 @@ def test_password_files(tmp_path, auth, words):
     good = tmp_path / "good"
     good.write_text("secret\nsecond line\n")
     assert serving.read_auth(f"me:{good}") == ("me", "secret")
+    good.write_text("secret\n", encoding="utf-8-sig")  # as Windows' Notepad saves it
+    assert serving.read_auth(f"me:{good}") == ("me", "secret")
     assert serving.read_auth(None) is None
 
 
@@ -381,11 +388,15 @@ def test_password_files(tmp_path, auth, words):
     [
         (["--adapter", "/nowhere/run"], "there is no adapter at /nowhere/run"),
         (["--adapter", "none", "--queue", "0", "--time-limit", "-1"], "--queue must be above 0"),
-        (["--adapter", "none", "--max-client-mb", "1"], "--max-client-mb must be 12 at least"),
+        (["--adapter", "none", "--max-client-mb", "1"], "--max-client-mb must be 13 at least"),
         (
             ["--adapter", "none", "--allowed-host", "http://x"],
             "--allowed-host 'http://x' is no host",
         ),
+        (["--adapter", "none", "--allowed-host", "*.x.org"], "'\\*.x.org' is no host"),
+        (["--adapter", "none", "--read-timeout", "nan"], "--read-timeout must be above 0 and at"),
+        (["--adapter", "none", "--read-timeout", "inf"], "and at most 1,000,000"),
+        (["--adapter", "none", "--queue", "10000000"], "--queue must be above 0 and at most"),
         (["--adapter", "none", "--port", "99999"], "--port must lie between 1 and 65535"),
         (["--adapter", "none", "--device", "cuda:99"], "no device"),
     ],
@@ -393,6 +404,29 @@ def test_password_files(tmp_path, auth, words):
 def test_mistakes_are_found_before_the_page_opens(flags, words):
     with pytest.raises(UserError, match=words):
         serving.make_engine(serving.parse(flags, None))
+
+
+def test_a_datasets_broken_picture_is_told_without_its_place(tmp_path, monkeypatch):
+    class Broken:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, at: int):
+            raise ImageError("not a picture", "/secret/scene.png")
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    engine = Engine("tiny", {}, device=torch.device("cpu"), limits=Limits())
+    page = load_app().build(engine, Broken(), write_examples(tmp_path))
+    browse = [
+        one.fn
+        for one in page.fns.values()
+        if [type(block).__name__ for block in one.inputs] == ["Number"]
+    ]
+    assert len(browse) == 4
+    for show in browse:
+        with pytest.raises(Exception, match="picture of question 1 cannot be used") as caught:
+            show(1)
+        assert "secret" not in str(caught.value)
 
 
 def test_what_cannot_be_loaded_ends_it(tmp_path, monkeypatch, capsys):

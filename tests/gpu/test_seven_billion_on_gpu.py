@@ -10,9 +10,9 @@ from vlmoe.adapter import factor_pairs, gates
 from vlmoe.models.families.llava import LLAVA
 from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_model, size_config
 from vlmoe.optim.recipe import build_optimizer
-from vlmoe.train import footprint, plan, setup
-from vlmoe.train.config import TrainConfig
+from vlmoe.train import dry_run, memory, setup
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.settings.config import TrainConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +52,7 @@ def test_one_question_at_a_time_fits_a_budget_of_24_gb_and_is_told_beforehand():
     to_nf4(base)
     model = setup.adapt(base, config)
     optimizer = build_optimizer(config.optim, factor_pairs(model), gates(model))
-    batch = random_batch(base, 1, footprint.WORDS + ANSWER_TOKENS)
+    batch = random_batch(base, 1, memory.WORDS + ANSWER_TOKENS)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
@@ -61,7 +61,6 @@ def test_one_question_at_a_time_fits_a_budget_of_24_gb_and_is_told_beforehand():
         optimizer.zero_grad()
     peak = torch.cuda.max_memory_allocated()
     assert peak < BUDGET
-    told = (
-        plan.plan_of_shape(config, setup.make_accelerator(config)).split("together")[1].split()[0]
-    )
-    assert float(told.replace(",", "")) * footprint.MIB == pytest.approx(peak, rel=0.2)
+    plan = dry_run.plan_of_shape(config, setup.make_accelerator(config))
+    told = plan.split("together")[1].split()[0]
+    assert float(told.replace(",", "")) * memory.MIB == pytest.approx(peak, rel=0.2)

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.models.test_shared import groups
 
+from tests.models.test_forward import groups
 from tests.models_for_tests import save_small_llava
 from vlmoe.models.forward import use_attention
 from vlmoe.models.load import load_base
 from vlmoe.tasks.collator import Collator
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import adapt
 
 pytestmark = pytest.mark.gpu

@@ -36,8 +36,8 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.readings import make_predictor
 from vlmoe.tasks.score import score
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import adapt
 
 ROOT = Path(__file__).parents[2]

@@ -28,8 +28,8 @@ from vlmoe.models.forward import logits_at, use_attention
 from vlmoe.models.load import Base, load_base, load_reader
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.prompt import LLAVA, PROMPTS, PromptStyle
-from vlmoe.train.config import TrainConfig
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import adapt
 
 GROUPS = (1, 2, 5, 7)

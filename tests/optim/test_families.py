@@ -114,7 +114,7 @@ def test_the_help_tells_every_family():
 def test_settings_are_checked_without_torch():
     code = (
         "import sys\n"
-        "import vlmoe.train.config, vlmoe.optim.families, vlmoe.study.plan\n"
+        "import vlmoe.train.settings.config, vlmoe.optim.families, vlmoe.study.design\n"
         "print(*{'torch', 'peft', 'transformers', 'accelerate'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -14,6 +14,7 @@ from vlmoe.optim import (
     clip_gates,
     linear_schedule,
 )
+from vlmoe.optim.options import LARGEST
 
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def test_classes_groups_and_default_rates(name, parts):
     assert found == [("experts", rate, 4), ("gates", 3e-8, 2), ("other", rate, 1)]
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(f) for p in pairs for f in p]
     optimizer.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_largest_options_can_be_worked_with(name, parts):
+    """A step may lead nowhere, but it is taken: torch refuses factors that float32 has not."""
+    options = {"lr": LARGEST, "gate_lr": LARGEST, "damping": LARGEST}
+    optimizer = build_optimizer(name, *parts, **options)
+    optimizer.step()
+    with pytest.raises(UserError, match=r"lr must be at least 0 and at most 1e\+30, got 1e\+300"):
+        build_optimizer(name, *parts, lr=1e300)
 
 
 def test_options_arrive(parts):

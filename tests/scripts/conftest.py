@@ -13,7 +13,7 @@ from data_prep import visual7w
 from tests.models_for_tests import save_small_llava
 from tests.scripts.forked import Forks
 from tests.visual7w_source import write_source
-from vlmoe.train.directory import RunDirectory
+from vlmoe.train.record.directory import RunDirectory
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -70,7 +70,8 @@ def _serve() -> None:
 
     torch.set_num_threads(1)
     sys.modules["matplotlib"] = None  # type: ignore[assignment]
-    for name in ("setup", "loop", "plan", "memory", "stop"):  # the command imports them when called
+    # The command imports them when called.
+    for name in ("setup", "loop", "dry_run", "memory", "guard"):
         importlib.import_module(f"vlmoe.train.{name}")
     modules = {
         name: importlib.import_module(f"tests.scripts.{name}") for name in ("moments", "sharded")

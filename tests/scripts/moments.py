@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-import vlmoe.train.checkpoint
 import vlmoe.train.loop
-import vlmoe.train.score
+import vlmoe.train.record.checkpoint
 from vlmoe.data import dataset
 from vlmoe.data.image import ImageError
+from vlmoe.tasks import multiple_choice
 from vlmoe.tasks.predict import Predictor
 from vlmoe.train import setup
-from vlmoe.train.tracking import Log
+from vlmoe.train.record.log import Log
 
 
 def die(*ignored: Any, **also_ignored: Any) -> None:
@@ -47,7 +47,7 @@ def between_steps() -> None:
 
 def while_saving() -> None:
     """Half of the optimizer's file of the second checkpoint, after step 4, is written."""
-    save_file = vlmoe.train.checkpoint.save_file
+    save_file = vlmoe.train.record.checkpoint.save_file
 
     def save_half(tensors: Any, path: Any) -> None:
         save_file(tensors, path)
@@ -55,7 +55,7 @@ def while_saving() -> None:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    vlmoe.train.checkpoint.save_file = save_half
+    vlmoe.train.record.checkpoint.save_file = save_half
 
 
 def while_evaluating() -> None:
@@ -79,14 +79,14 @@ def second_process_is_told_to_stop() -> None:
 def second_process_has_no_numbers() -> None:
     """In one of its weights, once all steps are taken."""
     if os.environ["RANK"] == "1":
-        save = vlmoe.train.checkpoint.save_adapter
+        save = vlmoe.train.record.checkpoint.save_adapter
 
         def spoil(model: Any, *args: Any, **options: Any) -> None:
             with torch.no_grad():
                 next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = float("inf")
             save(model, *args, **options)
 
-        vlmoe.train.checkpoint.save_adapter = spoil
+        vlmoe.train.record.checkpoint.save_adapter = spoil
 
 
 def second_process_reads_nothing() -> None:
@@ -103,7 +103,7 @@ def second_process_reads_nothing() -> None:
             finally:
                 dataset.load_rgb = kept
 
-        score, vlmoe.train.score.score = vlmoe.train.score.score, score_blindly
+        score, multiple_choice.score = multiple_choice.score, score_blindly
 
 
 def at_call(number: int, function: Callable, then: Callable[[], None]) -> Callable:

@@ -62,7 +62,9 @@ def test_diverging_run_says_so(train, small, tmp_path):
     with pytest.raises(
         UserError, match=r"the loss is .* 5 steps in a row were skipped: lower --lr"
     ):
-        train(*small, "--output", "run", "--optim", "sgd", "--lr", 1e30)
+        train(*small, "--output", "run", "--optim", "sgd", "--lr", 1e30, "--eval-steps", 0)
+    with pytest.raises(UserError, match=r"logits are not finite .* lower --lr"):  # it looks first
+        train(*small, "--output", "seen", "--optim", "sgd", "--lr", 1e30, "--eval-steps", 1)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_diverging_run_says_so(train, small, tmp_path):
         (["--adapter", "runs/a", "runs/a"], "--adapter runs/a is given twice"),
         (
             ["--adapter", "none", "--scoring", "generate", "--max-new-tokens", "9000"],
-            "the model at most 512",
+            "the model takes at most 512 tokens",
         ),
     ],
 )

@@ -54,7 +54,7 @@ def study_file(tmp_path_factory, dataset_directory):
 @pytest.fixture(scope="module")
 def finished(study_file, tmp_path_factory):
     """The study's folder. It was killed once, between two runs, and the second run within."""
-    from vlmoe.train import finetune as module
+    from vlmoe.train import run as module
 
     folder = tmp_path_factory.mktemp("studies") / "two"
     main = script("compare_optimizers").main

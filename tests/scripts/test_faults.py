@@ -21,8 +21,7 @@ from vlmoe.data.dataset import load_split
 from vlmoe.data.mix import load_mixture
 from vlmoe.errors import Diverged, UserError
 from vlmoe.optim.riemannian import RiemannianSGD
-from vlmoe.train.checkpoint import found
-from vlmoe.train.manifest import damage, write_manifest
+from vlmoe.train.record.checkpoint import damage, found, write_manifest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -246,8 +245,10 @@ def test_removed_test_picture(train, evaluate, small, tmp_path, capsys):
 
 @pytest.mark.parametrize("eval_steps", [0, 1])
 @pytest.mark.parametrize("lr", [1e30, 3e38])
-def test_a_last_step_that_diverged(train, small, tmp_path, lr, eval_steps):
+def test_a_last_step_that_diverged(train, small, tmp_path, monkeypatch, lr, eval_steps):
     """Nothing is trained after it that could show it by its loss."""
+    for module in ("vlmoe.train.settings.kinds", "vlmoe.optim.options"):  # which refuse such a rate
+        monkeypatch.setattr(f"{module}.LARGEST", 1e39)
     with pytest.raises(Diverged, match=r"not finite .*lower --lr") as caught:
         train(*small, "--lr", lr, "--optim", "grsgd", "--output", "run",
               "--max-steps", 1, "--eval-steps", eval_steps, "--save-steps", 0)  # fmt: skip

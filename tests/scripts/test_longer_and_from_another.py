@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.scripts.test_train_and_evaluate import GOAT, adapter_digest, losses
 from vlmoe.errors import UserError
-from vlmoe.train.manifest import write_manifest
+from vlmoe.train.record.checkpoint import write_manifest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 QUIET = ["--eval-steps", "0", "--test-questions", "none"]
@@ -63,8 +63,10 @@ def test_by_epochs_too(train, run):
 
 
 def test_it_does_not_become_shorter(train, run):
+    settings = (run / "config.yaml").read_text()
     with pytest.raises(UserError, match="was to have 6 steps and cannot be made shorter, to 4"):
         train("--resume", "run", "--max-steps", 4)
+    assert (run / "config.yaml").read_text() == settings  # else the next --resume would fail, too
 
 
 def test_the_last_step_is_saved_whatever_save_steps(train, small, tmp_path):

@@ -14,9 +14,9 @@ from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.models.load import load_base
 from vlmoe.train import setup
-from vlmoe.train.config import build, read_yaml
-from vlmoe.train.directory import RunDirectory
 from vlmoe.train.loop import train
+from vlmoe.train.record.directory import RunDirectory
+from vlmoe.train.settings.config import build, read_yaml
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny_shapes.yaml"
 STEPS = 3

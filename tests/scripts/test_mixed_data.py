@@ -156,14 +156,14 @@ def test_mixtures_that_cannot_be(train, small, here, tmp_path, flags, message):
 
 def test_nothing_to_score_or_to_train_on(train, small, tmp_path):
     rows = [scienceqa_row(i, answer=None) for i in range(6)]
-    for splits, message in (
-        ({"train": rows, "test": rows}, "no split `test` with answers"),
-        ({"train": rows}, "no split `test` with answers"),
-        ({"train": rows, "test": [scienceqa_row(9)]}, "can be trained on"),
+    for splits in (
+        {"train": rows, "test": rows},
+        {"train": rows},
+        {"train": rows, "test": [scienceqa_row(9)]},
     ):
         shutil.rmtree(tmp_path / "raw", ignore_errors=True)
         source = write_scienceqa(tmp_path / "raw", splits)
         scienceqa.prepare(str(source), tmp_path / "d", overwrite=True)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match="can be trained on"):
             train(*small, "--dataset", tmp_path / "d", "--output", "run")
         assert not (tmp_path / "run").exists()

@@ -11,8 +11,8 @@ import pytest
 from tests.scripts.test_train_and_evaluate import adapter_digest, losses
 from vlmoe.errors import UserError
 from vlmoe.tasks.predict import Predictor
-from vlmoe.train.lock import RunLock
-from vlmoe.train.tracking import Log
+from vlmoe.train.record.lock import RunLock
+from vlmoe.train.record.log import Log
 
 GO_ON = "python scripts/train_llava.py --output run --resume"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from data_prep import scienceqa
 from tests.parquet_source import scienceqa_row, write_scienceqa
 from tests.scripts.conftest import SCRIPTS
-from vlmoe.train.checkpoint import found
+from vlmoe.train.record.checkpoint import found
 
 pytestmark = pytest.mark.slow
 

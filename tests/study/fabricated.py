@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from vlmoe.files import write_json, write_jsonl
-from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.tasks.columns import wilson
 
 QUESTIONS = 200

@@ -8,11 +8,11 @@ import pytest
 
 from tests.study.fabricated import QUESTIONS, finished, study
 from vlmoe.errors import UserError
+from vlmoe.study.design import CELLS, Cell
+from vlmoe.study.execute import wanted
 from vlmoe.study.findings import difference, find, winner
-from vlmoe.study.plan import CELLS, Cell
-from vlmoe.study.report import page, write_page
+from vlmoe.study.page import page, write_page
 from vlmoe.study.results import best_rate, mark_diverged, read
-from vlmoe.study.run import wanted
 from vlmoe.study.verdict import compared, edge_rates, verdict
 
 # Accuracy on test by contender and rate; validation ranks the rates the other way round.

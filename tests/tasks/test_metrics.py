@@ -19,7 +19,7 @@ from vlmoe.tasks.metrics import (
 )
 from vlmoe.tasks.predict import Prediction
 from vlmoe.tasks.score import Scored
-from vlmoe.tasks.table import table
+from vlmoe.tasks.table import score_table
 
 CHOICES = ("Red.", "Blue.", "red.", "Green.")  # the first and the third say the same
 
@@ -74,7 +74,7 @@ def test_table_puts_models_side_by_side():
         metrics([scored(1, 1), scored(3, 3, "shape")]),
         metrics([scored(1, 0), scored(3, 3, "shape")]),
     )
-    lines = table({"base": bad, "adapter": good}).splitlines()
+    lines = score_table({"base": bad, "adapter": good}).splitlines()
     assert lines[0].split() == ["n", "chance", "base", "adapter"]
     assert [line.split()[0] for line in lines[1:]] == ["all", "colour", "shape"]
     assert "0.500" in lines[1]
@@ -117,7 +117,7 @@ def test_groups_both_ways():
     assert reason["over_categories"]["accuracy"] == pytest.approx((3 / 4 + 0) / 2)
     assert reason["over_categories"]["categories"] == ["GQA", "MMMU"]
     assert numbers["by_group"]["doc"]["over_samples"]["accuracy"] == 1
-    text = table({"base": numbers})
+    text = score_table({"base": numbers})
     assert "reason, over samples" in text
     assert "reason, over categories" in text
     assert "0.375" in next(line for line in text.splitlines() if "reason, over categ" in line)
@@ -146,7 +146,7 @@ def test_circular_counts_questions():
     assert circular_line(numbers).startswith("circular accuracy 0.2500 (n=4, 95% CI ")
     plain = metrics([scored(1, 1)])
     assert "accuracy_circular" not in plain
-    lines = table({"base": numbers, "run": numbers}).splitlines()
+    lines = score_table({"base": numbers, "run": numbers}).splitlines()
     assert lines[0].split("  ")[-1].strip() == "run, circular"
     assert lines[1].count("0.250 (") == 2
     written = prediction_rows(rows)[3]
@@ -158,8 +158,8 @@ def test_unparsed_is_wrong_and_counted():
     numbers = metrics([scored(1, 1), silent])
     assert numbers["accuracy"] == 0.5
     assert numbers["unparsed"] == 1
-    assert table({"run": numbers}).splitlines()[-1].split() == ["unparsed", "1"]
-    assert "unparsed" not in table({"run": metrics([scored(1, 1)])})
+    assert score_table({"run": numbers}).splitlines()[-1].split() == ["unparsed", "1"]
+    assert "unparsed" not in score_table({"run": metrics([scored(1, 1)])})
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,12 @@ def test_table(text, expected):
     assert parse_answer(text, CHOICES) == expected
 
 
+@pytest.mark.parametrize("text", ["B.A dog", "B:A dog.", "b) A dog", "(B)A dog", "**B.** A dog"])
+def test_a_letter_with_its_own_text(text):
+    """The article at its text's beginning is no letter."""
+    assert parse_answer(text, ["A cat", "A dog"]) == 1
+
+
 def test_only_letters_that_are_shown():
     assert parse_answer("C", ("x", "y")) is None
     assert parse_answer("C", ("x", "y", "z")) == 2

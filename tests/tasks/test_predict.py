@@ -250,6 +250,9 @@ def test_pictures_may_be_given_in_any_way(base, tmp_path):
         ("nowhere.png", QUESTION, ["Red", "Blue"], r"nowhere\.png: no such file"),
         (np.full((2, 2, 3), 99.0), QUESTION, ["Red", "Blue"], "does not lie within 0 and 1"),
         (7, QUESTION, ["Red", "Blue"], "a int is no picture: give a path"),
+        (Image.new("RGB", (0, 5)), QUESTION, ["Red", "Blue"], "picture without pixels"),
+        (None, "Which \ud800?", ["Red", "Blue"], "not valid Unicode"),
+        (None, QUESTION, ["Red", "\udfff"], "not valid Unicode"),
     ],
 )
 def test_what_cannot_be_chosen_from(base, image, question, choices, why):

@@ -20,7 +20,7 @@ from vlmoe.tasks.compare import compare, comparison_text, read_predictions
 from vlmoe.tasks.metrics import metrics, unanswered_lines, write_report
 from vlmoe.tasks.readings import SCORINGS, make_predictor
 from vlmoe.tasks.score import check_sound, score
-from vlmoe.tasks.table import table
+from vlmoe.tasks.table import score_table
 
 LONG = "What colour is it? " + "Look at it again. " * 400
 
@@ -87,7 +87,10 @@ def test_broken_pictures(base, broken, workers, tmp_path):
     assert numbers["unparsed"] == 0
     right = sum(bool(item.correct) for item in found)
     assert numbers["accuracy"] == right / len(broken)
-    assert table({"run": numbers}).splitlines()[-1].split() == ["unanswered", str(len(faults))]
+    assert score_table({"run": numbers}).splitlines()[-1].split() == [
+        "unanswered",
+        str(len(faults)),
+    ]
     lines = unanswered_lines(found)
     assert lines[0].startswith(f"{len(faults)} of {len(broken)} questions could not be answered")
     write_report(tmp_path, found, numbers)

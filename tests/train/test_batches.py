@@ -1,15 +1,19 @@
-"""The order of questions: from the seed alone, every question once an epoch."""
+"""The order of questions: from the seed alone, every question once; those about a picture meet."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, groupby, islice, pairwise
 
 import pytest
+import torch
 
+from vlmoe.choices import ALL
+from vlmoe.data.example import Example
 from vlmoe.data.mix import shares
-from vlmoe.train.batches import MixedOrder, StepOrder, ahead, split
+from vlmoe.train.batches import MixedOrder, StepOrder, ahead, grouped, make_order, runs, split
 
 
 def test_every_epoch_sees_every_question_once():
@@ -108,3 +112,115 @@ def test_ahead_raises_what_the_source_raises_in_its_place():
     assert list(islice(items, 2)) == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
+
+
+# 30 pictures of one to seven questions, in no order, and 13 questions without a picture.
+KEYS: list[str | None] = [f"p{at}" for at in range(30) for _ in range(1 + at % 7)] + [None] * 13
+random.Random(0).shuffle(KEYS)
+
+
+def order(size: int | None, batch_size: int = 8, seed: int = 3) -> StepOrder:
+    return StepOrder(len(KEYS), batch_size, seed, KEYS, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, None])
+def test_with_pictures_every_epoch_sees_every_question_once(size):
+    found = order(size)
+    epoch = found.take(0, len(KEYS))
+    assert sorted(epoch) == list(range(len(KEYS)))
+    again = found.take(len(KEYS), 2 * len(KEYS))
+    assert sorted(again) == list(range(len(KEYS)))
+    assert again != epoch
+    sizes = Counter(KEYS)
+    for key, same in groupby(epoch, key=lambda at: KEYS[at]):
+        if key is not None and size is None:
+            assert len(list(same)) == sizes[key]
+    if size:
+        groups = sum(-(-count // size) for key, count in sizes.items() if key) + sizes[None]
+        found_groups = len(list(groupby(epoch, key=lambda at: KEYS[at] or at)))
+        assert groups / 2 < found_groups <= groups  # neighbours can be of one picture by chance
+
+
+def test_a_step_is_counted_in_questions_and_follows_from_its_number():
+    walked = order(None)
+    steps = [walked.step(step) for step in range(40)]  # more than two epochs
+    assert all(len(step) == 8 for step in steps)
+    for step in (39, 0, 21):
+        assert order(None).step(step) == steps[step]
+    assert order(None, seed=4).step(0) != steps[0]
+
+
+def test_the_place_in_the_epoch_does_not_depend_on_the_siblings():
+    """Large groups are neither early nor late: over many seeds they stand in the middle."""
+    keys = ["many"] * 9 + [f"p{at}" for at in range(41)]
+    places = [
+        grouped(keys, None, torch.Generator().manual_seed(seed)).index(0) for seed in range(400)
+    ]
+    assert 21 < sum(places) / len(places) < 29
+
+
+def test_siblings_change_company():
+    """Groups of two of a picture's five questions are others in the next epoch."""
+    keys = ["p"] * 6
+    pairs = []
+    for epoch in range(6):
+        found = StepOrder(6, 2, 0, keys, 2).take(6 * epoch, 6 * epoch + 6)
+        pairs.append({frozenset(found[at : at + 2]) for at in (0, 2, 4)})
+    assert any(one != pairs[0] for one in pairs)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 8])
+def test_a_step_is_cut_between_pictures_where_it_can_be(parts):
+    for step in range(10):
+        chosen = order(None, batch_size=40).step(step)
+        pieces = split(chosen, parts, KEYS)
+        assert list(chain.from_iterable(pieces)) == chosen
+        assert all(pieces)
+        assert all(len(piece) <= 2 * 40 / parts for piece in pieces)
+        plain = split(chosen, parts)
+        broken = [
+            sum(KEYS[a[-1]] == KEYS[b[0]] is not None for a, b in pairwise(cut))
+            for cut in (pieces, plain)
+        ]
+        assert broken[0] <= broken[1]
+    assert split(list(range(15)), 3, ["a"] * 5 + ["b"] * 4 + ["c"] * 6) == [
+        list(range(5)), list(range(5, 9)), list(range(9, 15))
+    ]  # fmt: skip
+
+
+def test_a_group_too_large_for_its_piece_is_cut_evenly():
+    assert [len(piece) for piece in split(list(range(40)), 8, ["one"] * 40)] == [5] * 8
+
+
+def test_without_pictures_cuts_are_where_they_were():
+    for parts in (1, 4, 7):
+        items = list(range(11))
+        assert split(items, parts, [None] * 11) == split(items, parts)
+
+
+def test_runs():
+    keys = ["a", "a", None, None, "b", "a"]
+    assert runs(range(6), keys) == [[0, 1], [2], [3], [4], [5]]
+    assert runs(range(3), None) == [[0], [1], [2]]
+
+
+def test_of_several_datasets_each_keeps_its_share_and_its_siblings():
+    sizes = [len(KEYS), 24]
+    keys = [("a", key) if key else None for key in KEYS] + [("b", at // 4) for at in range(24)]
+    wanted = shares("0.5,0.5", sizes)
+    mixed = MixedOrder(sizes, wanted, 16, 2, keys, None)
+    for step in range(12):
+        chosen = mixed.step(step)
+        assert sum(at < sizes[0] for at in chosen) == 8
+        # Groups of the second are four large: two a step, each in one place.
+        of_b = [key for key, _ in groupby(keys[at] for at in chosen) if key and key[0] == "b"]
+        assert len(of_b) == len(set(of_b)) == 2
+    assert MixedOrder(sizes, wanted, 16, 2, keys, None).step(11) == mixed.step(11)
+
+
+def test_one_question_per_image_is_the_order_without_pictures():
+    examples = [Example(str(at), None, "Which?", ("a", "b"), 0) for at in range(20)]
+    assert make_order(examples, "proportional", 4, 1).step(3) == StepOrder(20, 4, 1).step(3)
+    assert make_order(examples, "proportional", 4, 1, 1).keys is None
+    assert make_order(examples, "proportional", 4, 1, ALL).together is None
+    assert make_order(examples, "proportional", 4, 1, 3).together == 3

@@ -14,9 +14,9 @@ from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
 from vlmoe.models.load import load_base
 from vlmoe.train import setup
-from vlmoe.train.config import build, read_yaml
-from vlmoe.train.finetune import adapted, finetune
 from vlmoe.train.lr_find import SHARE, _apart, find_lr, suggest
+from vlmoe.train.run import finetune
+from vlmoe.train.settings.config import build, read_yaml
 
 RATES = [10**power for power in range(-6, 2)]
 
@@ -62,7 +62,7 @@ def test_weights_and_randomness_are_as_before(settings, optim):
     task = setup.make_task(base, config)
     examples = load_mixture(locate_all(config.dataset), "train")
     torch.manual_seed(0)
-    with adapted(base, config) as model:
+    with setup.adapted(base, config) as model:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         drawn = torch.random.get_rng_state()
         found = find_lr(config, accelerator, model, task, examples)
@@ -141,7 +141,7 @@ def test_it_comes_back_from_a_run_that_failed_too(settings, init):
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
 
     def fail():
-        with adapted(base, build({**settings, "lr": 0.01, "init": init})):
+        with setup.adapted(base, build({**settings, "lr": 0.01, "init": init})):
             assert list(base.model.state_dict()) != list(before)
             raise KeyError
 

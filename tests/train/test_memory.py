@@ -1,13 +1,76 @@
-"""What is advised when memory runs out can be done as it stands."""
+"""What is told of memory before a run is what it takes; and what helps when it runs out."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vlmoe.train.config import TrainConfig, from_command_line
+from vlmoe.models.random import random_model, size_config
+from vlmoe.train import memory, setup
 from vlmoe.train.memory import remedies
+from vlmoe.train.settings.command_line import from_command_line
+from vlmoe.train.settings.config import TrainConfig
+
+
+def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:
+    with FakeTensorMode() as unreal:
+        base = random_model(size_config(size), "cpu", dtype)
+        model = setup.adapt(base, config)
+    piece = memory.random_piece(base, rows)
+    with unreal:
+        return memory.piece_peak(model, {name: unreal.from_tensor(t) for name, t in piece.items()})
+
+
+def test_bytes_that_are_there_at_once():
+    known = torch.ones(1000)
+    with memory.LiveBytes([known]) as counter:
+        first = known * 2  # 4000
+        view = first.view(10, 100).T
+        del first
+        second = view + 1  # the first lives on in its view
+        del view
+        third = known.view(2, 500)  # nobody's own
+        assert counter.live == 4000
+        second.mul_(third[0, 0])
+    assert counter.peak == 8000
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_tensors_without_memory_are_counted_alike(checkpointing):
+    """The peak of forward and backward on the small shape, real and without values."""
+    config = TrainConfig(experts=4, top_k=2, rank=2, gradient_checkpointing=checkpointing)
+
+    base = random_model(size_config("small"), "cpu", torch.float32)
+    real = memory.piece_peak(setup.adapt(base, config), memory.random_piece(base, rows=2))
+    assert unreal_peak("small", torch.float32, config, rows=2) == pytest.approx(real, rel=0.02)
+
+
+def test_checkpointing_takes_less():
+    peaks = []
+    for checkpointing in (False, True):
+        config = TrainConfig(gradient_checkpointing=checkpointing)
+        peaks.append(unreal_peak("mid", torch.bfloat16, config, rows=1))
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_memory_of_quantized_weights(kind):
+    bnb = pytest.importorskip("bitsandbytes")
+    dense = torch.nn.Sequential(torch.nn.Linear(512, 1024, bias=False))
+    if kind == "4bit":
+        layer = bnb.nn.Linear4bit(512, 1024, bias=False, quant_type="nf4")
+    else:
+        layer = bnb.nn.Linear8bitLt(512, 1024, bias=False, has_fp16_weights=False)
+    layer.load_state_dict(dense[0].state_dict())
+    quantized = torch.nn.Sequential(layer.to("cpu"))
+    held = memory.bytes_of(memory.held(quantized))
+    tables = 4 * (16 + 256) + 4  # of the codes, which layers may share, and an offset
+    assert held - tables <= memory.base_bytes(dense, kind, ("lm_head",)) <= held
+    for whole in (("none", ()), (kind, ("0",))):
+        assert memory.base_bytes(dense, *whole) == 4 * 512 * 1024
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@
 import peft  # noqa: F401
 
 from vlmoe.adapter.config import MoELoraConfig
+from vlmoe.adapter.gradients import GradientError, check_gradients
 from vlmoe.adapter.layer import MoELoraLayer
 from vlmoe.adapter.load import load_adapter
 from vlmoe.adapter.mixture import FactorPair, mixture, route
 from vlmoe.adapter.model import MoELoraModel
+from vlmoe.adapter.overview import adapter_table
 from vlmoe.adapter.pairs import factor_pairs, gates
 from vlmoe.adapter.register import register
-from vlmoe.adapter.report import GradientError, adapter_table, check_gradients
 from vlmoe.adapter.routing import RoutingRecorder
 
 __all__ = [

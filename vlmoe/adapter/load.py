@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vlmoe.hub import why_not_hub
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_FLOATING = re.compile(r"B?F\d+")  # as safetensors names dtypes: F32, BF16, F8_E4M3
 _PREFIX = "base_model.model."  # PEFT puts it before every key it saves
 
 
@@ -53,7 +55,7 @@ def load_adapter(
     """
     folder = find_adapter(path)
     config = read_config(folder)
-    found = _read_shapes(folder)
+    found = read_shapes(folder)
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
@@ -133,6 +135,9 @@ def read_config(folder: Path) -> MoELoraConfig:
             f"{folder} holds a {values['peft_type']} adapter, not a {MOE_LORA} one: "
             "load it with PEFT itself"
         )
+    base = values.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise UserError(f"{file} is damaged: base_model_name_or_path is no text but {base!r}")
     known = {field.name for field in fields(MoELoraConfig)}
     # PEFT drops what it does not know, but a setting that is switched on may change the output.
     unknown = sorted(name for name, value in values.items() if name not in known and value)
@@ -147,15 +152,27 @@ def read_config(folder: Path) -> MoELoraConfig:
         raise UserError([f"{file}: {fault}" for fault in error.faults]) from error
 
 
-def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's tensors, by name.
+
+    Raises:
+        UserError: there is no such file, or it is damaged, or its tensors are no float ones.
+    """
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no {WEIGHTS_FILE}")
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            found = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            shapes = {key: tuple(tensor.get_shape()) for key, tensor in found.items()}
+            kinds = {key: tensor.get_dtype() for key, tensor in found.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
+    odd = [f"{key} is {kind}" for key, kind in kinds.items() if not _FLOATING.match(kind)]
+    if odd:
+        listed = "; ".join(_list_names("its weights must be floating-point numbers, but", odd))
+        raise UserError(f"{file} is damaged: {listed}")
+    return shapes
 
 
 def _expected_shapes(
@@ -208,7 +225,7 @@ def check_numbers(folder: Path) -> None:
         UserError: there is no such file, or it is damaged.
         NotFinite: a tensor holds NaN or infinity.
     """
-    _read_shapes(folder)
+    read_shapes(folder)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         check_finite(
             ((key.removeprefix(_PREFIX), file.get_tensor(key)) for key in file.keys()),  # noqa: SIM118

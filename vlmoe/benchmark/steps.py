@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.adapter.sites import default_target_pattern, find_sites
-from vlmoe.benchmark.loop import LoopOverExperts
+from vlmoe.benchmark.expert_loop import LoopOverExperts
 from vlmoe.benchmark.measure import Work
 from vlmoe.train.loop import answer_loss
 

@@ -79,17 +79,21 @@ def fault(question: str, choices: tuple[str, ...], answer: int) -> str | None:
         return "fewer than two distinct options"
     if answer != UNLABELLED and not 0 <= answer < len(choices):
         return f"answer {answer} is not among the {len(choices)} options"
-    return next(filter(None, map(_reserved, choices)), None)
+    return next(filter(None, map(_text_fault, choices)), None)
 
 
 def question_fault(question: str) -> str | None:
     """Why a question cannot be asked, options aside, or None if it can."""
     if not question.strip():
         return "empty question"
-    return _reserved(question)
+    return _text_fault(question)
 
 
-def _reserved(text: str) -> str | None:
+def _text_fault(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which no tokenizer takes
+        return "text that is not valid Unicode"
     for mark in RESERVED:
         if mark in text:
             return f"reserved text {mark!r} in the question or an option"

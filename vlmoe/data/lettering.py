@@ -7,18 +7,20 @@ from collections.abc import Sequence
 
 from vlmoe.data.example import LETTERS
 
-# "(A) x", "A. x", "A) x", "A: x", "A - x", "A、x"; what stands in front of the text. "A.D." is no
-# letter and a text.
+# "(A) x", "[A] x", "A. x", "A) x", "A: x", "A - x", "A、x", behind a bullet and in bold type as
+# well; what stands in front of the text. "A.D." is no letter and a text.
 _MARK = re.compile(
-    r"\s*(?:\(\s*(?P<inside>[A-Za-z])\s*\)"
+    r"\s*(?:[-*\u2022]\s+)?(?P<bold>\*\*)?"
+    r"(?:\(\s*(?P<inside>[A-Za-z])\s*\)|\[\s*(?P<square>[A-Za-z])\s*\]"
     r"|(?P<plain>[A-Za-z])\s*[.):、](?![A-Za-z](?:\.|\s*$))"
-    r"|(?P<dash>[A-Za-z])\s+[-\N{EN DASH}\N{EM DASH}](?=\s))\s*"
+    r"|(?P<dash>[A-Za-z])\s+[-\N{EN DASH}\N{EM DASH}](?=\s))(?(bold)\*\*)\s*"
 )
-_NARROW = {ord(mark) + 0xFEE0: mark for mark in "().:,;!?"}
+_WIDE = "().:,;!?[]" + LETTERS + LETTERS.lower()
+_NARROW = {ord(mark) + 0xFEE0: mark for mark in _WIDE} | {0x3010: "[", 0x3011: "]"}
 
 
 def narrow(text: str) -> str:
-    """The text with punctuation of half width, as long as before (Chinese has it full)."""
+    """The text with letters and signs of half width, as long as before (Chinese has them full)."""
     return text.translate(_NARROW)
 
 
@@ -27,7 +29,7 @@ def read_mark(text: str) -> tuple[str, str] | None:
     match = _MARK.match(narrow(text))
     if match is None or not (rest := text[match.end() :].strip()):
         return None
-    return match["inside"] or match["plain"] or match["dash"], rest
+    return match["inside"] or match["square"] or match["plain"] or match["dash"], rest
 
 
 class LettersOutOfOrder(ValueError):
@@ -53,3 +55,12 @@ def strip_letters(choices: Sequence[str]) -> tuple[str, ...] | None:
     if "".join(sorted(letters)) in (expected, expected.lower()):
         raise LettersOutOfOrder
     return None
+
+
+def some_lettered(choices: Sequence[str]) -> bool:
+    """Whether an option begins with the very letter that it is shown with."""
+    marks = map(read_mark, choices)
+    return any(
+        mark is not None and mark[0].upper() == letter
+        for mark, letter in zip(marks, LETTERS, strict=False)
+    )

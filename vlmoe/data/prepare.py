@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from vlmoe.data.dataset import DICTIONARY, FORMAT, IMAGES, MANIFEST, REJECTED
 from vlmoe.data.example import UNLABELLED, fault
-from vlmoe.data.lettering import LettersOutOfOrder, strip_letters
+from vlmoe.data.lettering import LettersOutOfOrder, some_lettered, strip_letters
 from vlmoe.data.pictures import Picture, PictureStore
 from vlmoe.data.replace import replacing
 from vlmoe.errors import UserError
@@ -26,7 +26,8 @@ SPLITS = ("train", "validation", "test")
 ALL_SPLITS = (*SPLITS, "unlabelled")
 TO_DRAW = "to draw"  # the split of a record before it is drawn
 LETTERED = "questions whose options came with letters of their own, taken off"
-NOTES_NAMED = 30  # notes of the readers that the manifest names; the rest is counted as one
+SOME_LETTERED = "questions of which some options begin with their letter, as they are"
+NOTES_NAMED = 30  # notes, or reasons, that the manifest names; the rest is counted as one
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ def write_dataset(
                 sorted_out.left_out,
             )
             counts = _account(sorted_out, total() if callable(total) else total, source)
+            _refuse_nothing(sorted_out, source)
             _refuse_too_many(questions, rejected, max_rejected, source, rejected_list(out))
             present = [split for split in splits if any(q.split == split for q in questions)]
             for split in present:
@@ -193,7 +195,7 @@ def write_dataset(
                 "splits": {split: _counts(questions, split) for split in present},
                 "rejected": {
                     "total": len(rejected),
-                    "by_reason": dict(Counter(r.reason for r in rejected).most_common()),
+                    "by_reason": _named(Counter(r.reason for r in rejected), "other reasons"),
                     "by_split": dict(Counter(r.split for r in rejected)),
                 },
                 "left_out": dict(left_out),
@@ -303,7 +305,8 @@ def _unlettered(record: Question) -> Question | Rejected:
         reason = "the options begin with letters in another order than A, B, ..."
         return Rejected(record.id, record.split, reason, further=record.further)
     if plain is None:
-        return record
+        told = (*record.notes, SOME_LETTERED)
+        return replace(record, notes=told) if some_lettered(record.choices) else record
     return replace(record, choices=plain, notes=(*record.notes, LETTERED))
 
 
@@ -341,6 +344,14 @@ def _record_fault(record: Question, splits: Sequence[str]) -> str | None:
     return fault(record.question, record.choices, record.answer)
 
 
+def _refuse_nothing(found: _Sorted, source: str) -> None:
+    if found.questions or found.rejected:
+        return
+    why = "; ".join(f"{number} left out: {reason}" for reason, number in found.left_out.items())
+    told = f" ({why})" if why else ""
+    raise UserError(f"{source} holds no questions{told}; nothing was written")
+
+
 def _refuse_too_many(
     questions: Sequence[Question],
     rejected: Sequence[Rejected],
@@ -349,18 +360,16 @@ def _refuse_too_many(
     listed: Path,
 ) -> None:
     total = len(questions) + len(rejected)
-    if total == 0:
-        raise UserError(f"{source} holds no questions; nothing was written")
     share = len(rejected) / total
     if share <= max_rejected and questions:
         return
     told = f"{len(rejected)} of {total} questions ({share:.1%}) cannot be used"
     if share > max_rejected:
         told += f", more than --max-rejected {max_rejected:g} allows"
-    counts = Counter(record.reason for record in rejected).most_common()
+    counts = _named(Counter(record.reason for record in rejected), "other reasons")
     lines = [
         f"{source}: {told}; the dataset is not written",
-        *(f"  {count:6d}  {reason}" for reason, count in counts),
+        *(f"  {count:6d}  {reason}" for reason, count in counts.items()),
         "the first of them:",
         *(f"  {_line(record)}" for record in rejected[:5]),
         f"all are listed in {listed}",
@@ -470,12 +479,12 @@ def _notes(questions: Sequence[Question]) -> dict[str, int]:
         "questions where a wrong option repeats the right one": answer_repeated,
         "questions without an answer": unlabelled,
         "pictures in more than one split": sum(len(splits) > 1 for splits in places.values()),
-        **_named(noted),
+        **_named(noted, "further notes of other kinds"),
     }
 
 
-def _named(noted: Counter[str]) -> dict[str, int]:
-    """The most frequent notes, in an order that is always the same, and how many more there are."""
+def _named(noted: Counter[str], others: str) -> dict[str, int]:
+    """The most frequent, in an order that is always the same, and how many ``others`` there are."""
     ranked = sorted(noted.items(), key=lambda pair: (-pair[1], pair[0]))
     named, rest = ranked[:NOTES_NAMED], ranked[NOTES_NAMED:]
-    return dict(named) | ({"further notes of other kinds": sum(n for _, n in rest)} if rest else {})
+    return dict(named) | ({others: sum(n for _, n in rest)} if rest else {})

@@ -22,9 +22,8 @@ from vlmoe.errors import UserError
 from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Experts, Prediction, Predictor, Said
-from vlmoe.train.config import TrainConfig
-from vlmoe.train.directory import settings_of
-from vlmoe.train.runs import BASE
+from vlmoe.train.record.finished import BASE, settings_of
+from vlmoe.train.settings.config import TrainConfig
 
 Result = TypeVar("Result")
 COLDEST = 0.01  # logits divided by less may be infinite, which is no distribution

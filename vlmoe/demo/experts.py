@@ -10,7 +10,7 @@ from vlmoe.adapter.routing import LayerRouting, TokenRouting
 from vlmoe.demo import drawing, markup
 from vlmoe.files import to_json
 from vlmoe.tasks.predict import Experts
-from vlmoe.train.router import router_map
+from vlmoe.train.record.charts import router_map
 
 _NUMBERED = re.compile(r"\blayers\.(\d+)\.(?:self_attn\.)?(.+)")
 

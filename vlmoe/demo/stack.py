@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 API = "/gradio_api"
 OPENED = (
     r"GET /(config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|logout)?",
-    r"GET /(assets|static)/.+",
+    r"GET /(assets|static)(/[\w@-][\w.@-]{0,99}){1,9}",
     rf"GET {API}/(info/?|theme\.css|user/?|login_check/?|app_id/?|upload_progress|queue/data)",
     rf"GET {API}/heartbeat/[\w.-]{{1,64}}",
     rf"GET {API}/call/(ask|choose)/\w{{1,64}}",

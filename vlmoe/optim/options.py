@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlmoe.choices import DAMPING_MODES
 
+# Numbers of float32 end at 3.4e38, and update rules divide a rate by as little as 0.001.
+LARGEST = 1e30
+_UP_TO = f"and at most {LARGEST:g}"
+
 
 def _at_least_0(value: Any) -> bool:
-    return 0 <= value < math.inf
+    return 0 <= value <= LARGEST
 
 
 def _share(value: Any) -> bool:
@@ -18,14 +21,14 @@ def _share(value: Any) -> bool:
 
 
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "lr": ("at least 0 and finite", _at_least_0),
-    "gate_lr": ("at least 0 and finite", _at_least_0),
-    "damping": ("above 0 and finite", lambda value: 0 < value < math.inf),
+    "lr": (f"at least 0 {_UP_TO}", _at_least_0),
+    "gate_lr": (f"at least 0 {_UP_TO}", _at_least_0),
+    "damping": (f"above 0 {_UP_TO}", lambda value: 0 < value <= LARGEST),
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
-    "weight_decay": ("at least 0 and finite", _at_least_0),
+    "weight_decay": (f"at least 0 {_UP_TO}", _at_least_0),
     "momentum": ("in [0, 1)", _share),
     "betas": ("in [0, 1)", lambda value: all(map(_share, value))),
-    "eps": ("at least 0 and finite", _at_least_0),
+    "eps": (f"at least 0 {_UP_TO}", _at_least_0),
 }
 
 

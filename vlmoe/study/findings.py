@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from vlmoe.errors import UserError
-from vlmoe.study.plan import Study
+from vlmoe.study.design import Study
 from vlmoe.study.results import Result, best_rate, check_settings, read
 from vlmoe.study.statistics import Estimate, differences, estimate, flip_test
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
-from vlmoe.study.plan import Study
+from vlmoe.study.design import Study
 from vlmoe.tasks.table import align
-from vlmoe.train.config import TrainConfig
+from vlmoe.train.settings.config import TrainConfig
 
 # LLaVA-1.5-7B: numbers that each token is multiplied with, and tokens of a question with a picture.
 LANGUAGE, VISION = 6.6e9, 0.30e9

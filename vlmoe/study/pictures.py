@@ -12,7 +12,7 @@ from vlmoe.figure import write_png
 from vlmoe.study.findings import Findings, Row
 from vlmoe.study.results import Result
 from vlmoe.study.statistics import student
-from vlmoe.train.tracking import smooth
+from vlmoe.train.record.charts import smooth
 
 
 def draw(findings: Findings, condition: str, folder: Path) -> list[tuple[str, str]]:

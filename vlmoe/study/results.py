@@ -13,12 +13,13 @@ from typing import Any
 
 from vlmoe.errors import UserError
 from vlmoe.files import write_json, writing
-from vlmoe.study.plan import CELLS, Cell, Study
+from vlmoe.study.design import CELLS, Cell, Study
 from vlmoe.tasks.compare import read_predictions
-from vlmoe.train.config import CONFIG_FILE, HARMLESS, build, read_yaml
+from vlmoe.tasks.metrics import METRICS
+from vlmoe.train.record.finished import LOG
+from vlmoe.train.settings.config import CONFIG_FILE, HARMLESS, build, read_yaml
 
 DIVERGED = "diverged.json"
-METRICS = "metrics.json"
 # Of what a resumed run may change, the numbers of questions change what is compared.
 ALTERS_NOTHING = HARMLESS - {"eval_questions", "test_questions"}
 
@@ -62,7 +63,7 @@ class Result:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The rows of its ``log.jsonl``."""
-        return _rows(self.folder / "log.jsonl")
+        return _rows(self.folder / LOG)
 
     @cached_property
     def router(self) -> dict[str, Any]:

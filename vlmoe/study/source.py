@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe.errors import UserError
-from vlmoe.study.plan import Study
-from vlmoe.train.config import read_yaml
+from vlmoe.study.design import Study
+from vlmoe.train.settings.config import read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 NAMED = ("contenders", "conditions")  # name -> settings

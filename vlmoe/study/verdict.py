@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmoe.study.design import ANYWHERE, control
 from vlmoe.study.findings import Difference, Findings, Row, difference, winner
-from vlmoe.study.plan import ANYWHERE, control
 
 
 def verdict(findings: Findings) -> list[str]:

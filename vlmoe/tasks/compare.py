@@ -11,9 +11,8 @@ from typing import Any
 
 from vlmoe.errors import UserError
 from vlmoe.tasks.columns import wilson
-from vlmoe.tasks.metrics import METRICS
+from vlmoe.tasks.metrics import METRICS, PREDICTIONS
 
-PREDICTIONS = "predictions.jsonl"
 # Of a report's settings: what makes other answers of the same questions to the same model.
 PROTOCOL = ("scoring", "prompt", "image_fit", "blank_images", "quantize", "dtype")
 _NEEDED = ("id", "question", "choices", "prediction", "answer", "correct")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # they import torch, which comparing two runs does not need
     from vlmoe.tasks.score import Scored
 
 METRICS = "metrics.json"
+PREDICTIONS = "predictions.jsonl"
 SUBMISSION = "submission.jsonl"
 
 
@@ -171,7 +172,7 @@ def write_report(directory: Path, scored: Sequence[Scored], numbers: dict[str, A
     directory.mkdir(parents=True, exist_ok=True)
     for name in (METRICS, SUBMISSION):
         (directory / name).unlink(missing_ok=True)
-    write_jsonl(directory / "predictions.jsonl", prediction_rows(scored))
+    write_jsonl(directory / PREDICTIONS, prediction_rows(scored))
     if numbers is not None:
         write_json(directory / METRICS, numbers)
     if open_ones := submission_rows(scored):

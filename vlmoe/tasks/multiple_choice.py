@@ -13,7 +13,7 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.metrics import accuracy_line, metrics
 from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.score import Scored, score
-from vlmoe.tasks.table import table
+from vlmoe.tasks.table import score_table
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class MultipleChoice:
 
     def table(self, models: Mapping[str, dict[str, Any]]) -> str:
         """See ``table.table``."""
-        return table(models)
+        return score_table(models)
 
     def line(self, numbers: Mapping[str, Any]) -> str:
         """See ``metrics.accuracy_line``."""

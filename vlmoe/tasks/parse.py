@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from vlmoe.data.example import LETTERS
+from vlmoe.data.lettering import read_mark
 
 _AROUND = " \t\r\n.,!?;:'\"\u3001\u3002\u300c\u300d\u300e\u300f\u201c\u201d\u2018\u2019"
 _BRACKETS = "()[]\u3010\u3011"
@@ -37,7 +38,8 @@ def parse_answer(text: str, choices: Sequence[str]) -> int | None:
     finds something decides, and of several finds the last in the text:
 
     1. the text is a letter, of either case, bare or in punctuation: ``B``, ``b.``, ``(B)``
-    2. the text is an option's text, case and punctuation around it aside
+    2. the text is an option's text, case and punctuation around it aside; or its letter and its
+       text, whatever letters stand in that (``B.A dog``)
     3. marked letters: ``(B)``, ``B.``, ``B)``, ``B:``; small ones as ``(b)``, as ``b)``, ``b.`` or
        ``b:`` in front of a line, and behind ``answer is``, ``option`` and the like, unless a word
        follows (``the answer is a dog``)
@@ -58,6 +60,12 @@ def parse_answer(text: str, choices: Sequence[str]) -> int | None:
     words = said.strip(_AROUND).casefold()
     if words and words in texts:
         return texts.index(words)
+
+    own = read_mark(said)
+    if own and own[0].upper() in letters:
+        index = letters.index(own[0].upper())
+        if own[1].strip(_AROUND).casefold() == texts[index]:
+            return index
 
     for patterns in (_marked(letters), [rf"{_BEFORE}([{letters}]){_AFTER}"]):
         found = [

@@ -281,8 +281,10 @@ class Predictor:
 
 def _picture(given: Source | None) -> Image.Image | None:
     """RGB and upright; a picture made in memory that is so already is taken as it is."""
-    if given is None or (type(given) is Image.Image and given.mode == "RGB" and not given.info):
-        return given
+    if given is None:
+        return None
+    if type(given) is Image.Image and given.mode == "RGB" and not given.info:
+        return given if 0 not in given.size else load_rgb(given)  # which refuses it
     return load_rgb(given)
 
 

@@ -67,6 +67,11 @@ class GeneratePredictor(Predictor):
 
     def __init__(self, model: nn.Module, collator: Collator, max_new_tokens: int = MAX_NEW_TOKENS):
         super().__init__(model, collator)
+        if max_new_tokens >= collator.max_length:
+            raise UserError(
+                f"an answer of up to {max_new_tokens} tokens leaves no room for a question: the "
+                f"model takes at most {collator.max_length} tokens; lower --max-new-tokens"
+            )
         self.max_new_tokens = max_new_tokens
 
     @property

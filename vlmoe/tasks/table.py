@@ -10,7 +10,7 @@ from typing import Any
 from vlmoe.tasks.columns import COLUMNS
 
 
-def table(models: Mapping[str, dict[str, Any]]) -> str:
+def score_table(models: Mapping[str, dict[str, Any]]) -> str:
     """Accuracies side by side, with their intervals.
 
     Rows are all questions, each dataset if there are several, each group both ways, and each

@@ -1,31 +1,32 @@
 """Which questions make up which step, and their tensors, piece by piece.
 
 The order follows from the seed alone: not from the number of devices, pieces or workers, and a
-resumed run finds its place by counting steps.
+resumed run finds its place by counting steps. Questions about one picture stand near each other, in
+an epoch's order and in a step's pieces; that changes nothing about how many make up a step.
+``piece_weights`` says what each piece counts in the balance loss.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, groupby, pairwise
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture, picture_keys, shares
 from vlmoe.tasks.task import Task
-from vlmoe.train.grouping import grouped, runs, split
-from vlmoe.train.stop import ignore_signals
-from vlmoe.train.undecodable import Tolerant, TolerantCollate
+from vlmoe.train.guard import Tolerant, TolerantCollate, ignore_signals
 
 T = TypeVar("T")
 _END: Any = object()
@@ -77,7 +78,7 @@ class MixedOrder:
 
     Args:
         counts: questions of each dataset; indices run through all of them.
-        shares: of each dataset in a step, see ``mixture.shares``.
+        shares: of each dataset in a step, see ``data.mix.shares``.
         batch_size: questions in a step.
         seed: of every dataset's order and of the order inside a step.
         keys, together: as for ``StepOrder``, of all datasets.
@@ -167,7 +168,7 @@ def pieces(
     """Batches with answers: ``grad_accum`` of them for each step, this rank's share.
 
     They are made ahead of the model, by a thread or by ``workers`` processes. A question whose
-    picture fails to decode is told in its batch, see ``undecodable``.
+    picture fails to decode is told in its batch, under ``UNDECODABLE``.
 
     The step's questions are cut into ``grad_accum * world`` runs of which every rank takes
     every ``world``-th, so the union over ranks and pieces is the same step whatever both are.
@@ -213,3 +214,102 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
             pool.shutdown(cancel_futures=True)
 
     return hand_out()
+
+
+def grouped(keys: Sequence[Hashable], size: int | None, generator: torch.Generator) -> list[int]:
+    """All indices in random order, but so that siblings stand together.
+
+    Siblings, in random order, are cut into groups, and these are shuffled: a question's place in
+    the epoch does not depend on how many siblings it has.
+
+    Args:
+        keys: the picture of each question; None has no siblings.
+        size: questions in a group at most; None: all there are.
+        generator: what the order is drawn from.
+    """
+    groups: list[list[int]] = []
+    growing: dict[Hashable, list[int]] = {}
+    for index in torch.randperm(len(keys), generator=generator).tolist():
+        key = keys[index]
+        group = growing.get(key)
+        if key is None or group is None or len(group) == size:
+            group = growing[key] = []
+            groups.append(group)
+        group.append(index)
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    return [index for at in order for index in groups[at]]
+
+
+def runs(items: Sequence[int], keys: Sequence[Hashable] | None) -> list[list[int]]:
+    """Neighbours with the same key together, everything else by itself."""
+    if keys is None:
+        return [[item] for item in items]
+    groups = [(key, list(same)) for key, same in groupby(items, key=lambda item: keys[item])]
+    return [
+        run
+        for key, same in groups
+        for run in ([same] if key is not None else [[item] for item in same])
+    ]
+
+
+def split(
+    items: Sequence[int], parts: int, keys: Sequence[Hashable] | None = None
+) -> list[list[int]]:
+    """Cut into ``parts`` runs whose lengths differ by one at most, the longer ones first.
+
+    With keys a cut moves to the nearest place between two pictures, if there is one less than half
+    a part away: then lengths differ by more, and no part is empty that would not have been.
+    """
+    share, longer = divmod(len(items), parts)
+    cuts = [at * share + min(at, longer) for at in range(parts + 1)]
+    if keys is not None:
+        between = [0]
+        for run in runs(items, keys):
+            between.append(between[-1] + len(run))
+        for at in range(1, parts):
+            nearest = min(between, key=lambda place: abs(place - cuts[at]))
+            if 2 * abs(nearest - cuts[at]) < share:
+                cuts[at] = nearest
+    return [list(items[start:end]) for start, end in pairwise(cuts)]
+
+
+def piece_weights(
+    parts: Sequence[dict[str, Tensor]],
+    towers: Sequence[str],
+    reduce: Callable[[Tensor], Tensor] = lambda counts: counts,
+) -> list[dict[str, Tensor]]:
+    """Weights that make the balance of a step the mean over its layers and tokens.
+
+    A layer weighs 1 / (number of layers that run in the step), and in each piece that times the
+    piece's share of the step's tokens: of those without padding for the language tower, of pictures
+    (which all have equally many tokens) for the others, each as often as questions use it. Nothing
+    waits for the device.
+
+    The shares f are counted piece by piece, since the whole step's are not known before its last
+    piece has run: cutting a step otherwise changes the balance loss a little.
+
+    Args:
+        parts: the batches of this process's pieces.
+        towers: the tower of every adapted layer.
+        reduce: adds up a tensor over all processes, if there are several.
+
+    Returns:
+        For each piece the weight of a layer, by tower.
+    """
+    counts_PN = torch.stack([torch.stack([_tokens(part), _pictures(part)]) for part in parts])
+    total_N = reduce(counts_PN.sum(0))
+    layers = Counter(towers)
+    columns = {tower: int(tower != "language") for tower in layers}
+    running = sum(layers[tower] * (total_N[column] > 0) for tower, column in columns.items())
+    weights_PN = counts_PN / total_N.clamp_min(1) / running
+    return [
+        {tower: weights_N[column] for tower, column in columns.items()} for weights_N in weights_PN
+    ]
+
+
+def _tokens(part: dict[str, Tensor]) -> Tensor:
+    return part["uses"].sum()
+
+
+def _pictures(part: dict[str, Tensor]) -> Tensor:
+    return part["picture_uses"].sum() if "picture_uses" in part else part["uses"].new_tensor(0)

@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from vlmoe.adapter.load import find_adapter, read_config
 from vlmoe.errors import UserError
-from vlmoe.train.checkpoint import copy_adapter
-from vlmoe.train.config import TrainConfig
+from vlmoe.train.record.checkpoint import copy_adapter
+from vlmoe.train.settings.config import TrainConfig
 
 # Settings that the weights of an adapter were trained for, and what its own config calls them.
 # Dropout, gate rescaling and all of the optimizer are the new run's business.

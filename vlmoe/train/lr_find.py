@@ -28,11 +28,11 @@ from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import setup
 from vlmoe.train.batches import StepOrder, pieces
-from vlmoe.train.config import DEFAULT_PIECE, TrainConfig
-from vlmoe.train.directory import FOUND
-from vlmoe.train.loop import Run, answer_loss, train
-from vlmoe.train.stop import Stop
-from vlmoe.train.undecodable import KEY
+from vlmoe.train.guard import UNDECODABLE, Stop
+from vlmoe.train.loop import answer_loss, train
+from vlmoe.train.record.directory import FOUND
+from vlmoe.train.settings.config import DEFAULT_PIECE, TrainConfig
+from vlmoe.train.state import Run
 
 STEPS = 100
 TOO_HIGH = 2.0
@@ -170,7 +170,11 @@ class _Watch(Stop):
         whole = StepOrder(len(held), len(held), seed=0)
         accum = math.ceil(len(held) / DEFAULT_PIECE)
         self._parts = [
-            {name: value.to(run.accelerator.device) for name, value in part.items() if name != KEY}
+            {
+                name: value.to(run.accelerator.device)
+                for name, value in part.items()
+                if name != UNDECODABLE
+            }
             for part in pieces(held, run.task, whole, range(1), grad_accum=accum)
         ]
 

@@ -1,7 +1,9 @@
-"""Which questions a run trains on, and which it is scored on."""
+"""Which questions a run is scored on, what is said of them, how it knows its own again."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.family import Reader
 from vlmoe.tasks.task import Task, misfits
 from vlmoe.train import ranks
-from vlmoe.train.config import TrainConfig
+from vlmoe.train.settings.config import TrainConfig
 
 DRAW_SEED = 0
 
@@ -98,3 +100,20 @@ def check_pictures(
                     f"{lacking} of {len(part)} questions have no picture; with FSDP the processes "
                     "would wait for each other: take configs/accelerate/ddp.yaml"
                 )
+
+
+def fingerprint(examples: Mixture) -> str:
+    """SHA-256 of every question in order: its text, options, answer and picture, and its dataset.
+
+    Names and places of the datasets are not in it, so they may be moved; pictures count by
+    ``image_key``: embedded ones by their bytes, files by their names.
+    """
+    digest = hashlib.sha256()
+    # In ASCII, unlike all that is written for people: checkpoints of earlier versions hold it so.
+    for part in examples.parts.values():
+        digest.update(f"{len(part)} questions\n".encode())
+        for at in range(len(part)):
+            one = part.text(at)
+            row = [one.id, one.question, one.choices, one.answer, part.image_key(at)]
+            digest.update(json.JSONEncoder().encode(row).encode() + b"\n")
+    return digest.hexdigest()

@@ -22,14 +22,13 @@ from vlmoe.optim.recipe import build_optimizer, linear_schedule
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.multiple_choice import MultipleChoice
 from vlmoe.tasks.task import Task
-from vlmoe.train import checkpoint, ranks
-from vlmoe.train.config import TrainConfig
-from vlmoe.train.directory import RunDirectory
-from vlmoe.train.health import Health
-from vlmoe.train.loop import Run
-from vlmoe.train.trackers import check_tracker, start_tracking
-from vlmoe.train.tracking import Log
-from vlmoe.train.undecodable import LeftOut
+from vlmoe.train import ranks
+from vlmoe.train.guard import Health, LeftOut
+from vlmoe.train.record import checkpoint
+from vlmoe.train.record.directory import RunDirectory
+from vlmoe.train.record.log import Log, check_tracker, start_tracking
+from vlmoe.train.settings.config import TrainConfig
+from vlmoe.train.state import Run
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -103,6 +102,18 @@ def adapt(model: Any, config: TrainConfig) -> PeftModel:
         target_modules=config.target_modules,
     )
     return get_peft_model(model, settings)
+
+
+@contextmanager
+def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
+    """The base with experts in both towers, and at the end of the block without them again."""
+    model = adapt(base.model, config)
+    try:
+        yield model
+    finally:
+        model.unload()
+        if config.gradient_checkpointing:
+            checkpoint_activations(base.model, on=False)
 
 
 def optimizer_options(config: TrainConfig) -> dict[str, Any]:

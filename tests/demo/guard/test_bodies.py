@@ -9,7 +9,8 @@ import pytest
 
 from tests.demo.conftest import NEEDS
 from tests.demo.guard.asgi import Inner, ask, request
-from vlmoe.demo.guard.bodies import BodyLimit
+from vlmoe.demo.guard.asgi import answer
+from vlmoe.demo.guard.bodies import BodyLimit, declared, form
 
 pytest.importorskip("starlette", reason=NEEDS)
 
@@ -27,6 +28,27 @@ def test_what_is_said_to_be_too_large_is_not_read():
     scope = request(headers={"content-length": "11"})
     assert ask(BodyLimit(inner, lambda _: 10), scope, []).status == 413
     assert inner.scopes == []
+
+
+def test_chunks_have_no_other_length():
+    """Else room would be kept for what is said, and the chunks be as many as they like."""
+    said = {"content-length": "1"}
+    assert declared(request(headers=said)) == 1
+    assert declared(request(headers=said | {"transfer-encoding": "chunked"})) == 0
+
+
+@pytest.mark.parametrize("charset", ["undefined", "no-such-one", "utf-8"])
+def test_forms_in_any_charset(charset):
+    async def guard(scope, receive, send):
+        async with form(scope, receive, max_fields=1) as sent:
+            await answer(send, 200, sent["a"])
+
+    body = b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    found = ask(guard, request("/", "POST", headers={"content-type": kind}), [body])
+    assert (found.status, found.body[:1]) == (
+        (400, b"{") if charset == "undefined" else (200, b'"')
+    )
 
 
 def test_half_a_request():

@@ -49,6 +49,13 @@ def test_a_visitor_gets_one_cookie():
     assert "set-cookie" in ask(guard, request("/", headers={"cookie": f"{COOKIE}=short"})).headers
 
 
+@pytest.mark.parametrize("other", ['a={"x":1}', "a=x y", "a", 'a="', "\u00e9=\u00e9", "path=/"])
+def test_cookies_of_other_programs_do_not_matter(other):
+    token = "x" * 43
+    for sent in (f"{other}; {COOKIE}={token}", f"{COOKIE}={token}; {other}"):
+        assert visitor(request(headers={"cookie": sent})) == token
+
+
 def test_faults_are_told_to_nobody(caplog):
     async def broken(scope, receive, send):
         raise ValueError("a secret")

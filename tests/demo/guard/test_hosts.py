@@ -25,8 +25,10 @@ def test_names_of_ours(host):
 
 
 @pytest.mark.parametrize(
-    "host", ["", "evil.example", "evil.example:7860", "localhost.evil.example", "[::2]", "[", "x@y"]
-)
+    "host",
+    ["", "evil.example", "evil.example:7860", "localhost.evil.example", "[::2]", "[", "x@y",
+             "me@localhost", "localhost/x", "localhost#x", "localhost?x", "localhost\\x"]
+)  # fmt: skip
 def test_names_that_are_not(host):
     assert status({"host": host}) == 400
 
@@ -44,7 +46,8 @@ def test_own_addresses_where_all_are_listened_to():
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_origins(method):
     assert status({"origin": "http://localhost:7860"}, method) == 200
-    for foreign in ("http://evil.example", "null", "http://localhost:1", "http://evil.localhost"):
+    for foreign in ("http://evil.example", "null", "http://localhost:1", "http://evil.localhost",
+                    "", "http://[", "http://[::1", "http://a]b"):  # fmt: skip
         assert status({"origin": foreign}, method) == 403
     secure = {"host": "localhost", "origin": "https://localhost"}
     assert status(secure, method) == 200  # a proxy with TLS before it
@@ -90,6 +93,22 @@ def test_a_trusted_proxy_does():
     assert inner.scopes[-1]["client"][0] == "9.9.9.9"
     foreign = FORWARDED | {"x-forwarded-host": "evil.example"}
     assert ask(guard, request(headers=foreign)).status == 400
+
+
+def test_whom_a_proxy_names_in_a_header_of_its_own():
+    """HAProxy adds a line, others a port; what the visitor says himself stands before that."""
+    for said, visitor in (
+        (["6.6.6.6", "9.9.9.9"], "9.9.9.9"),
+        (["6.6.6.6, 9.9.9.9:1234", "127.0.0.2:80"], "9.9.9.9"),
+        (["[2001:db8::1]:443"], "2001:db8::1"),
+        (["2001:db8::1"], "2001:db8::1"),
+        ([" , "], "127.0.0.1"),
+    ):
+        inner = Inner()
+        scope = request()
+        scope["headers"] += [(b"x-forwarded-for", one.encode()) for one in said]
+        ask(Hosts(inner, {"localhost"}, proxies=[network("127.0.0.0/8")]), scope)
+        assert inner.scopes[0]["client"][0] == visitor
 
 
 def test_public_links_are_secure():

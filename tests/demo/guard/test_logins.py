@@ -61,6 +61,18 @@ def test_few_guesses_and_ever_longer_locks(attempts, clock):
     assert guesses(attempts, 100) == 5  # all is forgotten
 
 
+def test_nothing_is_kept_of_refused_tries(clock):
+    """Else whoever is locked pushes out what is known of others."""
+    attempts = Attempts(most=100, clock=clock)
+    for number in range(29):
+        attempts.begin(f"3.3.3.{number}", "me")
+    guesses(attempts, 10, name="x")
+    known = len(attempts)
+    assert sum(guesses(attempts, 1, name=f"name {number}") for number in range(1000)) <= 5
+    assert len(attempts) <= known + 10
+    assert guesses(attempts, 2, where="4.4.4.4") == 1  # the thirtieth try, and no more
+
+
 def test_other_names_from_the_same_address(attempts):
     assert sum(guesses(attempts, 1, name=f"name {number}") for number in range(100)) == 10
 

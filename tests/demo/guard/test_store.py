@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(tmp_path, clock) -> Store:
-    return Store(tmp_path, most=100, each=50, keep=600, clock=clock)
+    return Store(tmp_path, most=100, each=50, keep=600, apiece=0, clock=clock)
 
 
 def put(store: Store, who: Who = ME, size: int = 10, name: str = "x.png") -> str:
@@ -123,6 +123,16 @@ def test_the_oldest_of_ones_own_go(store, clock):
     assert not Path(second).parent.exists()
     assert store.find(first, ME)
     assert store.size == 40
+
+
+def test_an_empty_file_takes_room_too(tmp_path):
+    store = Store(tmp_path, most=100, each=50, apiece=20)
+    paths = [put(store, size=1) for _ in range(5)]
+    assert [Path(path).exists() for path in paths] == [False] * 3 + [True] * 2
+    assert store.size == 42
+    with pytest.raises(Full), store.reserve(ME, 0, files=3):
+        pass
+    assert Store(tmp_path).apiece > 0
 
 
 def test_nobody_elses_go(store):

@@ -7,10 +7,10 @@ can stand behind the same ones; what it must know of one is given to it.
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
+
+from vlmoe.files import to_json
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -38,7 +38,7 @@ async def answer(
     send: Send, status: int, content: Any, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
     """Answer with JSON."""
-    body = json.dumps(content).encode()
+    body = to_json(content).encode()
     start: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -54,6 +54,13 @@ def header(scope: Scope, name: str) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), None)
 
 
+def every(scope: Scope, name: str) -> list[str]:
+    """The parts between commas of all headers of this name, as if they were one."""
+    wanted = name.encode()
+    sent = ",".join(value.decode("latin-1") for key, value in scope["headers"] if key == wanted)
+    return [part for one in sent.split(",") if (part := one.strip())]
+
+
 def without(scope: Scope, names: Iterable[str]) -> Headers:
     """The request's headers but for those of these names."""
     gone = {name.encode() for name in names}
@@ -61,15 +68,15 @@ def without(scope: Scope, names: Iterable[str]) -> Headers:
 
 
 def cookies(scope: Scope) -> dict[str, str]:
-    """The request's cookies by name."""
-    jar: SimpleCookie = SimpleCookie()
-    for key, value in scope["headers"]:
-        if key == b"cookie":
-            try:
-                jar.load(value.decode("latin-1"))
-            except CookieError:
-                continue
-    return {name: one.value for name, one in jar.items()}
+    """The request's cookies by name, read as the application behind the guards reads them.
+
+    Another program on the same host may have set any; Python's own parser drops all for one that
+    it does not like.
+    """
+    from starlette.requests import cookie_parser  # Starlette comes with Gradio
+
+    sent = [value.decode("latin-1") for key, value in scope["headers"] if key == b"cookie"]
+    return cookie_parser("; ".join(sent))
 
 
 def address(scope: Scope) -> str:
@@ -79,6 +86,13 @@ def address(scope: Scope) -> str:
     """
     given = (scope.get("client") or ("unknown", 0))[0]
     return counted(given)
+
+
+def without_port(given: str) -> str:
+    """An address as some proxies write it, ``1.2.3.4:5678`` or ``[::1]:80``, without the port."""
+    if given.startswith("["):
+        return given[1:].partition("]")[0]
+    return given.partition(":")[0] if given.count(":") == 1 else given
 
 
 def counted(given: str) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, header
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData
 
 
 class BodyLimit:
@@ -58,10 +62,36 @@ class BodyLimit:
 
 
 def declared(scope: Scope) -> int:
-    """The length that the body is said to have; 0 if nothing is said."""
+    """The length that the body is said to have; 0 if nothing is said.
+
+    A body that comes in chunks has no other length than theirs, whatever else is said of it.
+    """
+    if header(scope, "transfer-encoding") is not None:
+        return 0
     with suppress(ValueError):
         return int(header(scope, "content-length") or 0)
     return 0
+
+
+@asynccontextmanager
+async def form(scope: Scope, receive: Receive, **most: int) -> AsyncIterator[FormData]:
+    """The form in the body, until the block ends. Raises ``Refused`` if it cannot be read.
+
+    Args:
+        most: bounds, as Starlette names them: ``max_files``, ``max_fields``.
+    """
+    from starlette.formparsers import MultiPartException  # Starlette comes with Gradio
+    from starlette.requests import Request
+
+    request = Request(scope, receive)
+    try:
+        found = await request.form(**most)
+    except (MultiPartException, UnicodeError) as error:  # the latter for charsets that cannot be
+        raise Refused(400, f"The form cannot be read: {error}") from None
+    try:
+        yield found
+    finally:
+        await request.close()
 
 
 async def whole_body(receive: Receive) -> bytes:

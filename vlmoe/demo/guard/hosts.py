@@ -7,7 +7,17 @@ import socket
 from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
-from vlmoe.demo.guard.asgi import App, Receive, Refused, Scope, Send, header, without
+from vlmoe.demo.guard.asgi import (
+    App,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    every,
+    header,
+    without,
+    without_port,
+)
 from vlmoe.errors import UserError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -71,12 +81,10 @@ class Hosts:
         sent = {**scope, "headers": without(scope, FORWARDED)}
         if not believed((scope.get("client") or ("", 0))[0], self.proxies):
             return sent
-        # Each proxy adds at the end whom it had the request from; what stands before the last
-        # one that is none of ours may be anything.
-        way = [one.strip() for one in (header(scope, "x-forwarded-for") or "").split(",")]
-        visitor = next(
-            (one for one in reversed(way) if one and not believed(one, self.proxies)), None
-        )
+        # Each proxy adds at the end whom it had the request from, some in a header of their own;
+        # what stands before the last one that is none of ours may be anything.
+        way = map(without_port, reversed(every(scope, "x-forwarded-for")))
+        visitor = next((one for one in way if not believed(one, self.proxies)), None)
         if visitor is not None:
             sent["client"] = (visitor, 0)
         scheme = _first(header(scope, "x-forwarded-proto"))
@@ -88,7 +96,7 @@ class Hosts:
 
     def _refuse_foreign(self, scope: Scope, host: str) -> None:
         origin = header(scope, "origin")
-        if origin is not None and _place(urlsplit(origin).netloc) != _place(host):
+        if origin is not None and _place(_netloc(origin)) != _place(host):
             raise Refused(403, "Pages of other sites may not use this server.")
         # A browser names no origin where a page merely fetches, but says whose page it is.
         if header(scope, "sec-fetch-site") in ("cross-site", "same-site"):
@@ -110,7 +118,12 @@ def believed(given: str, proxies: Sequence[Network]) -> bool:
 
 
 def name_of(host: str) -> str:
-    """The name in a ``Host`` header, without port: small letters, no brackets, no last dot."""
+    """The name in a ``Host`` header, without port: small letters, no brackets, no last dot.
+
+    Nothing where there is more than a name and a port: it would be a part of our own URL.
+    """
+    if set(host) & set("/\\@?#* "):
+        return ""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -130,6 +143,14 @@ def network(given: str) -> Network:
         return ipaddress.ip_network(given)
     except ValueError as error:
         raise UserError(f"--trusted-proxy takes an address or a network: {error}") from error
+
+
+def _netloc(url: str) -> str:
+    """Host and port of a URL; nothing if it is none, which is no host of ours either."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _place(host: str) -> str:

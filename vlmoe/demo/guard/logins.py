@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, address
-from vlmoe.demo.guard.bodies import again, whole_body
+from vlmoe.demo.guard.bodies import again, form, whole_body
 
 LOG = logging.getLogger(__name__)
 FORGET = 900.0  # seconds after the last failure
@@ -70,10 +70,10 @@ class Attempts:
             Refused: 429, while there is a lock.
         """
         now = self.clock()
-        tallies = {kind: self._tally(key, now) for kind, key in self._keys(where, name).items()}
-        wait = max(tally.locked for tally in tallies.values()) - now
-        if wait > 0:
+        wait = self._locked(where, name) - now
+        if wait > 0:  # nothing is kept of it: whoever is locked cannot push out what is known
             raise Refused(429, "Too many tries: wait before the next one.", after=wait)
+        tallies = {kind: self._tally(key, now) for kind, key in self._keys(where, name).items()}
         for kind, tally in tallies.items():
             tally.failures += 1
             tally.last = now
@@ -100,12 +100,12 @@ class Attempts:
 
     def locked(self, where: str, name: str) -> bool:
         """Whether the next try would be refused."""
-        now = self.clock()
-        return any(
-            tally.locked > now
-            for key in self._keys(where, name).values()
-            if (tally := self._tallies.get(key))
-        )
+        return self._locked(where, name) > self.clock()
+
+    def _locked(self, where: str, name: str) -> float:
+        """Until when there is no other try."""
+        keys = self._keys(where, name).values()
+        return max(self._tallies[key].locked if key in self._tallies else 0.0 for key in keys)
 
     def _keys(self, where: str, name: str) -> dict[str, tuple[str, str, str]]:
         keys = {"address": ("address", where, ""), "both": ("both", where, name)}
@@ -162,17 +162,12 @@ class Logins:
 
 async def _name(scope: Scope, body: bytes) -> str:
     """The name that is tried, as whoever checks it reads it; cut, since it is kept and logged."""
-    from starlette.formparsers import MultiPartException  # Starlette comes with Gradio
-    from starlette.requests import Request
 
     async def nothing() -> Message:
         return {"type": "http.disconnect"}
 
-    try:
-        async with Request(scope, again(body, nothing)).form(max_files=0, max_fields=10) as form:
-            return str(form.get("username", "")).strip()[:100]
-    except MultiPartException as error:
-        raise Refused(400, f"The form cannot be read: {error.message}") from None
+    async with form(scope, again(body, nothing), max_files=0, max_fields=10) as sent:
+        return str(sent.get("username", "")).strip()[:100]
 
 
 class Members:

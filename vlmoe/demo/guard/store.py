@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PAGE = "the page"
+APIECE = 8192  # what a file and its folder take on a disk, however little is in it
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -41,6 +42,7 @@ class Stored:
     """A file that was sent.
 
     Attributes:
+        size: bytes that it takes.
         sender: who sent it; whoever uses it must have the same cookie and the same name.
         session: whose it is; that of its first use, or None before that.
         visitor: the cookie of its first use, for what was sent without one.
@@ -79,6 +81,7 @@ class Store:
         most: bytes in all, those that are still being received among them.
         each: bytes for one address; of its own files the oldest go first.
         keep: seconds after its last use that a file is kept.
+        apiece: bytes that each file counts for beside what is in it.
         clock: seconds.
     """
 
@@ -89,10 +92,12 @@ class Store:
         most: int = 200_000_000,
         each: int = 50_000_000,
         keep: float = 600,
+        apiece: int = APIECE,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.folder = Path(os.path.realpath(folder))
         self.most, self.each, self.keep, self.clock = most, min(each, most), keep, clock
+        self.apiece = apiece
         self._files: OrderedDict[str, Stored] = OrderedDict()  # the one used longest ago first
         self._own: set[str] = set()
         self._awaited: dict[str, int] = {}
@@ -103,8 +108,9 @@ class Store:
         self._own.add(os.path.realpath(path))
 
     @contextmanager
-    def reserve(self, sender: Who, size: int) -> Iterator[Reserved]:
-        """Room for ``size`` bytes, as long as the block lasts. Raises ``Full``."""
+    def reserve(self, sender: Who, size: int, files: int = 1) -> Iterator[Reserved]:
+        """Room for ``size`` bytes in so many files, as long as the block lasts. Raises ``Full``."""
+        size += files * self.apiece
         with self._lock:
             self._make_room(sender, size)
             self._awaited[sender.client] = self._awaited.get(sender.client, 0) + size
@@ -117,6 +123,7 @@ class Store:
 
     def put(self, reserved: Reserved, name: str, content: BinaryIO, size: int) -> str:
         """Write a file into the room that was reserved; its path. Raises ``Full``."""
+        size += self.apiece
         if size > reserved.left:
             raise Full
         folder = self.folder / f"upload-{secrets.token_urlsafe(32)}"

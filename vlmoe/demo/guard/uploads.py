@@ -16,7 +16,7 @@ from vlmoe.demo.guard.asgi import (
     answer,
     header,
 )
-from vlmoe.demo.guard.bodies import declared
+from vlmoe.demo.guard.bodies import declared, form
 from vlmoe.demo.guard.store import Full, Store, Who
 from vlmoe.demo.guard.visitors import visitor
 
@@ -70,17 +70,17 @@ class Uploads:
     async def _taken(self, scope: Scope, receive: Receive) -> list[str]:
         import anyio.to_thread
         from starlette.datastructures import UploadFile  # Starlette comes with Gradio
-        from starlette.formparsers import MultiPartException
-        from starlette.requests import Request
 
-        if not (header(scope, "content-type") or "").startswith("multipart/form-data"):
+        kind = (header(scope, "content-type") or "").lower()
+        if not kind.startswith("multipart/form-data"):
             raise Refused(400, "Files are taken as multipart/form-data.")
         paths = []
         try:
-            with self.store.reserve(self._who(scope), declared(scope) or self.request) as room:
-                request = Request(scope, receive)
-                async with request.form(max_files=MOST_FILES, max_fields=MOST_FILES) as form:
-                    files = [one for one in form.getlist("files") if isinstance(one, UploadFile)]
+            size = declared(scope) or self.request
+            with self.store.reserve(self._who(scope), size, MOST_FILES) as room:
+                bounds = {"max_files": MOST_FILES, "max_fields": MOST_FILES}
+                async with form(scope, receive, **bounds) as sent:
+                    files = [one for one in sent.getlist("files") if isinstance(one, UploadFile)]
                     if not files:
                         raise Refused(400, "There is no file in the form's field files.")
                     if any((one.size or 0) > self.most for one in files):
@@ -93,8 +93,6 @@ class Uploads:
                                 self.store.put, room, name, one.file, size
                             )
                         )
-        except MultiPartException as error:
-            raise Refused(400, f"The form cannot be read: {error.message}") from None
         except Full:
             raise Refused(507, "There is no room for uploads now.", after=60) from None
         return paths

@@ -9,11 +9,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from vlmoe.data.image import ImageError
 from vlmoe.data.mix import Mixture
 from vlmoe.demo import markup
 from vlmoe.demo.engine import Asked
 from vlmoe.demo.limits import FEWEST_OPTIONS, MOST_OPTIONS
 from vlmoe.demo.page.common import BLIND, MODEL, QUICK, Common, toasts
+from vlmoe.errors import UserError
 
 Known = tuple[str, str, int]  # a dataset's question and options, and which one is right
 
@@ -96,10 +98,16 @@ def _wire_browser(
 
     def show(at: float | None, step: int) -> tuple[Any, ...]:
         place = min(max(int(at or 1) + step, 1), len(questions))
-        example = questions[place - 1]
+        try:
+            example = questions[place - 1]
+            image = example.image
+        except ImageError as error:  # its own text tells where the file lies
+            raise UserError(
+                f"The picture of question {place} cannot be used: {error.reason}."
+            ) from error
         options = "\n".join(example.choices)
         known: Known = (example.question, options, example.answer)
-        return place, example.image, example.question, options, known, ""
+        return place, image, example.question, options, known, ""
 
     outputs = [number, common.picture, tab.question, tab.options, tab.browsed, tab.bars]
     for event, step in (

@@ -1,0 +1,132 @@
+"""The model card of a run, and of its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import peft
+import torch
+import transformers
+import yaml
+
+import vlmoe
+from vlmoe.models.load import TINY
+from vlmoe.tasks.metrics import accuracy_line
+from vlmoe.tasks.table import score_table
+from vlmoe.train.settings.config import TrainConfig, to_yaml
+
+_NOT_LLAVA = (
+    "\n**The base is `tiny`, a toy of two million parameters for trying the tool.** Nothing here "
+    "says how LLaVA would do.\n"
+)
+
+
+def model_card(
+    config: TrainConfig,
+    base_numbers: dict[str, Any] | None,
+    numbers: dict[str, Any] | None,
+    notes: Mapping[str, str] | None = None,
+    not_scored: str = "",
+) -> str:
+    """Markdown with the front matter the hub reads: what was trained, how, and how well it does.
+
+    Args:
+        config: the run's settings.
+        base_numbers, numbers: on the test questions, of the bare base and with the adapter; None
+            if there were none.
+        notes: by setting, where its value came from.
+        not_scored: why there are no numbers.
+    """
+    facts = {
+        "library_name": "peft",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["vlmoe", "moe-lora", "llava", "multiple-choice", config.optim],
+    }
+    if config.model != TINY:
+        facts["base_model"] = config.model
+    if numbers is None or base_numbers is None:
+        accuracy = f"## Accuracy\n\nNot measured. {not_scored[:1].upper()}{not_scored[1:]}."
+    else:
+        accuracy = _accuracy(config, base_numbers, numbers)
+    return f"""---
+{yaml.safe_dump(facts, sort_keys=False).strip()}
+---
+
+# MoE-LoRA adapter for {config.model}, trained on {config.dataset} with {config.optim}
+{_NOT_LLAVA if config.model == TINY else ""}
+{_experts(config)} of rank {config.rank} on each adapted layer, {config.top_k} per token
+(arXiv 2502.15828); gate rescaling `{config.rescale}`, first values `{config.init}`. It takes a
+picture and a question with lettered options, and answers with a letter.{_origin(config)}
+
+{accuracy}
+
+## Use
+
+```python
+from PIL import Image
+from vlmoe.adapter import load_adapter
+from vlmoe.models.load import load_base
+from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.predict import Predictor
+
+base = load_base({config.model!r}{_loading(config)})
+model = load_adapter(base.model, {str(config.run_directory)!r})  # this run, or its adapter/
+predictor = Predictor(model, Collator.of(base.reader, {config.image_fit!r}, {config.prompt!r}))
+
+picture = Image.new("RGB", (336, 336), "red")  # or Image.open("a-picture.jpg")
+options = ["Red.", "Blue.", "Green.", "Yellow."]
+answer = predictor.choose(picture, "What colour is it?", options)
+print(answer.letter, options[answer.choice], f"{{max(answer.probabilities):.0%}}")
+```
+
+## Settings
+
+```yaml
+{to_yaml(config, notes).strip()}
+```
+
+Versions: vlmoe {vlmoe.__version__}, torch {torch.__version__},
+transformers {transformers.__version__}, peft {peft.__version__}.
+"""
+
+
+def _accuracy(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[str, Any]) -> str:
+    scored, remake = "the test split", f"--dataset {config.dataset} --split test"
+    if config.test_questions == numbers["n"]:
+        scored = f"{numbers['n']} questions of the test split (the same for every run)"
+        remake += f" --limit {numbers['n']}"
+    for name in ("quantize", "dtype"):
+        if getattr(config, name) != getattr(TrainConfig, name):
+            remake += f" --{name} {getattr(config, name)}"
+    return f"""## Accuracy on {scored} of {config.dataset}
+
+```
+{score_table({"base": base_numbers, "adapter": numbers})}
+
+{accuracy_line(numbers)}
+```
+
+Intervals are Wilson's 95% intervals over questions. Remake these numbers with
+`python scripts/evaluate.py --adapter RUN {remake}`."""
+
+
+def _origin(config: TrainConfig) -> str:
+    if config.init_adapter is None:
+        return ""
+    return f" Training started from the adapter `{config.init_adapter}`."
+
+
+def _loading(config: TrainConfig) -> str:
+    """What ``load_base`` is to be told beside the model's name."""
+    given = {"dtype": config.dtype, "quantize": config.quantize}
+    usual = TrainConfig()
+    return "".join(
+        f", {name}={value!r}" for name, value in given.items() if value != getattr(usual, name)
+    )
+
+
+def _experts(config: TrainConfig) -> str:
+    if isinstance(config.experts, int):
+        return f"{config.experts} experts"
+    return f"{', '.join(map(str, config.experts))} experts (by depth)"

@@ -1,0 +1,62 @@
+"""Finished runs, as users of their adapters find them: names, settings, the base they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmoe.choices import DEFAULT_MODEL
+from vlmoe.errors import UserError
+from vlmoe.train.settings.config import CONFIG_FILE, read_yaml
+
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+LOG = "log.jsonl"
+NONE = "none"  # what --adapter calls the bare base
+BASE = "base"  # what tables, directories and menus call it
+
+
+def name_adapters(given: Sequence[str]) -> dict[str, str]:
+    """A short name for each adapter: its run's, or the whole path where two would be the same."""
+    if repeated := sorted({path for path in given if given.count(path) > 1}):
+        raise UserError(f"--adapter {repeated[0]} is given twice")
+    names = [
+        path.parent.absolute().name if path.name == ADAPTER else path.absolute().name
+        for path in map(Path, given)
+    ]
+    return {
+        path if name == BASE or names.count(name) > 1 else name: path
+        for name, path in zip(names, given, strict=True)
+    }
+
+
+def common_base(folders: dict[str, Path]) -> str:
+    """The base that all adapters were trained on; the default one if there are none."""
+    from vlmoe.adapter.load import read_base_name  # takes seconds, by torch and peft
+
+    bases = {label: read_base_name(folder) for label, folder in folders.items()}
+    if len(set(bases.values())) > 1:
+        trained = "; ".join(f"{label} on {name}" for label, name in bases.items())
+        raise UserError(
+            f"the adapters were trained on different bases ({trained}): take them in separate "
+            "calls, or say with --model which base to put them on"
+        )
+    return next(iter(bases.values()), DEFAULT_MODEL)
+
+
+def settings_of(adapter: Path) -> dict[str, Any]:
+    """The settings of the run that an adapter's directory lies in, empty if it lies in none.
+
+    Args:
+        adapter: ``RUN/adapter`` or ``RUN/checkpoints/step-N/adapter``.
+
+    Raises:
+        UserError: the run's settings cannot be read.
+    """
+    folder = adapter.absolute()
+    if folder.name != ADAPTER:
+        return {}
+    run = folder.parents[2] if folder.parents[1].name == CHECKPOINTS else folder.parent
+    file = run / CONFIG_FILE
+    return read_yaml(file) if file.is_file() else {}
