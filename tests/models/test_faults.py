@@ -76,7 +76,7 @@ WITHOUT_WEIGHTS = {
     "original llava_llama": (original("llava_llama"), "original LLaVA code .*llava-hf/llava-1.5"),
     "no more than its type": (write("config.json", b'{"model_type": "llava_llama"}'), "original"),
     "no type": (config(lambda c: c.pop("model_type")), "names no model_type"),
-    "another type": (config(lambda c: c.update(model_type="llava_next")), "a 'llava_next' model"),
+    "another type": (config(lambda c: c.update(model_type="blip-2")), "a 'blip-2' model"),
     "broken config": (write("config.json", b'{"model_type": '), "its config "),
     "binary config": (write("config.json", b"\0\xff\x80"), "its config "),
     "config is a list": (write("config.json", b"[1]"), "its config "),

@@ -8,6 +8,7 @@ vision layers behind the first layers of the language model (DeepStack).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, Qwen3VLModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlmoe.errors import UserError
@@ -103,6 +104,20 @@ class QwenFamily(SizedFamily):
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise UserError("a Qwen-VL with sliding windows has not been tried: not supported")
 
+    def sharing_fault(self, config: PretrainedConfig) -> str | None:
+        """FlexAttention is not declared by these models; else nothing stands against it."""
+        return dense_fault(config)
+
+
+class DeepstackFamily(QwenFamily):
+    """Qwen3-VL's: the model itself places features, those of several depths."""
+
+    def check(self, config: PretrainedConfig, processor: Any) -> None:
+        """Also that this transformers can be handed features; older ones would drop them."""
+        super().check(config, processor)
+        if "mm_encoder_outputs" not in inspect.signature(Qwen3VLModel.forward).parameters:
+            raise UserError("Qwen3-VL needs a newer transformers: pip install -U transformers")
+
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Tokens, the pictures' features re-indexed for the model to place, mask and positions."""
         base: Any = model
@@ -113,20 +128,17 @@ class QwenFamily(SizedFamily):
             rows = batch["feature_of"]
             placed: Any = (torch.cat(out.pooler_output)[rows],)  # as the model has it, a tuple
             encoded = BaseModelOutputWithPooling(pooler_output=placed)
-            deep = getattr(out, "deepstack_features", None) or ()
-            encoded["deepstack_features"] = [(torch.cat(list(layer))[rows],) for layer in deep]
+            encoded["deepstack_features"] = [
+                (torch.cat(list(layer))[rows],) for layer in out.deepstack_features
+            ]
             inputs["mm_encoder_outputs"] = {"image": encoded}
         return inputs
-
-    def sharing_fault(self, config: PretrainedConfig) -> str | None:
-        """FlexAttention is not declared by these models; else nothing stands against it."""
-        return dense_fault(config)
 
 
 QWEN2_5: Family = QwenFamily(
     QwenReader, "Qwen2VLImageProcessor", ("lm_head", "model.visual.merger")
 )
-QWEN3: Family = QwenFamily(
+QWEN3: Family = DeepstackFamily(
     QwenReader,
     "Qwen2VLImageProcessor",
     ("lm_head", "model.visual.merger", "model.visual.deepstack_merger_list"),
