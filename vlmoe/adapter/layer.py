@@ -369,7 +369,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             if adapter_name not in tensors:
                 continue
             old = tensors[adapter_name]
-            dtype = torch.promote_types(old.dtype, torch.float32)
+            # By size: torch promotes no floats of 8 bits.
+            dtype = torch.float64 if old.dtype == torch.float64 else torch.float32
             if to_base and base is not None and base.is_floating_point:
                 dtype = base
             if old.dtype != dtype:
