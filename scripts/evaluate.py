@@ -93,6 +93,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prompt", choices=PROMPTS, help="default: the one of the training run, else llava"
     )
     parser.add_argument(
+        "--max-picture-tokens",
+        type=int,
+        help="larger pictures are shrunk (default: as in the training run)",
+    )
+    parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=MAX_NEW_TOKENS,
@@ -162,6 +167,8 @@ def evaluate(args: argparse.Namespace) -> None:
     name = args.model or common_base(folders)
     args.prompt = args.prompt or common_setting("prompt", folders)
     args.image_fit = args.image_fit or common_setting("image_fit", folders)
+    if args.max_picture_tokens is None:
+        args.max_picture_tokens = common_setting("max_picture_tokens", folders)
     whole = load_mixture(locate_all(args.dataset), args.split)
     examples = draw(whole, args.limit, args.seed)
     args.limit = len(examples) if len(examples) < len(whole) else 0  # a limit that limits
@@ -171,7 +178,7 @@ def evaluate(args: argparse.Namespace) -> None:
     precision = str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
     use_attention(base.model, args.attention)
-    collator = Collator.of(base.reader, args.image_fit, args.prompt)
+    collator = Collator.of(base.reader, args.image_fit, args.prompt, args.max_picture_tokens)
     if collator.sharing_fault:
         print(f"questions share no image tokens: {collator.sharing_fault}")
 
@@ -248,7 +255,7 @@ def common_setting(name: str, folders: dict[str, Path]) -> str:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """How the numbers came about, for metrics.json."""
     names = ("dataset", "split", "scoring", "prompt", "circular", "blank_images", "image_fit",
-             "max_new_tokens", "quantize", "limit", "seed")  # fmt: skip
+             "max_picture_tokens", "max_new_tokens", "quantize", "limit", "seed")  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
@@ -287,6 +294,8 @@ def report_name(args: argparse.Namespace) -> str:
     parts += [getattr(args, name) for name in usual if getattr(args, name) != usual[name]]
     if args.scoring == "generate" and args.max_new_tokens != MAX_NEW_TOKENS:
         parts.append(f"{args.max_new_tokens}tokens")
+    if args.max_picture_tokens:
+        parts.append(f"{args.max_picture_tokens}picture")
     parts += ["circular"] if args.circular else []
     if args.limit:
         parts += [f"limit{args.limit}", *([f"seed{args.seed}"] if args.seed else [])]

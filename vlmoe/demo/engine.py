@@ -218,11 +218,12 @@ class Engine:
             return run()
 
 
-def _predictor(base: Base, switch: AdapterSwitch, settings: Mapping[str, str]) -> Predictor:
+def _predictor(base: Base, switch: AdapterSwitch, settings: Mapping[str, Any]) -> Predictor:
     default = TrainConfig()
     image_fit = settings.get("image_fit", default.image_fit)
     prompt = settings.get("prompt", default.prompt)
-    return Predictor(switch.model, Collator.of(base.reader, image_fit, prompt))
+    most = settings.get("max_picture_tokens", default.max_picture_tokens)
+    return Predictor(switch.model, Collator.of(base.reader, image_fit, prompt, most))
 
 
 def _device_name(device: torch.device) -> str:

@@ -73,6 +73,8 @@ class Collator:
             raise UserError(f"unknown prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
         if image_fit not in IMAGE_FITS:
             raise UserError(f"unknown image fit {image_fit!r}: choose from {IMAGE_FITS}")
+        if max_picture_tokens is not None and max_picture_tokens < 1:
+            raise UserError(f"--max-picture-tokens must be at least 1, got {max_picture_tokens}")
         if max_picture_tokens is not None:
             if not isinstance(reader, SizedReader):
                 raise UserError(

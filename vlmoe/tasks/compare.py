@@ -14,7 +14,15 @@ from vlmoe.tasks.columns import wilson
 from vlmoe.tasks.metrics import METRICS, PREDICTIONS
 
 # Of a report's settings: what makes other answers of the same questions to the same model.
-PROTOCOL = ("scoring", "prompt", "image_fit", "blank_images", "quantize", "dtype")
+PROTOCOL = (
+    "scoring",
+    "prompt",
+    "image_fit",
+    "max_picture_tokens",
+    "blank_images",
+    "quantize",
+    "dtype",
+)
 _NEEDED = ("id", "question", "choices", "prediction", "answer", "correct")
 
 

@@ -77,7 +77,7 @@ def make_task(base: Base, config: TrainConfig) -> Task:
     Raises:
         UserError: questions about a picture are to come together, but must not share its tokens.
     """
-    collator = Collator.of(base.reader, config.image_fit, config.prompt)
+    collator = Collator.of(base.reader, config.image_fit, config.prompt, config.max_picture_tokens)
     if collator.sharing_fault and config.questions_per_image != 1:
         raise UserError(
             f"--questions-per-image {config.questions_per_image}: {collator.sharing_fault}, so "

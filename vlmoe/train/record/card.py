@@ -72,7 +72,7 @@ from vlmoe.tasks.predict import Predictor
 
 base = load_base({config.model!r}{_loading(config)})
 model = load_adapter(base.model, {str(config.run_directory)!r})  # this run, or its adapter/
-predictor = Predictor(model, Collator.of(base.reader, {config.image_fit!r}, {config.prompt!r}))
+predictor = Predictor(model, Collator.of({_reading(config)}))
 
 picture = Image.new("RGB", (336, 336), "red")  # or Image.open("a-picture.jpg")
 options = ["Red.", "Blue.", "Green.", "Yellow."]
@@ -126,6 +126,13 @@ def _loading(config: TrainConfig) -> str:
     return "".join(
         f", {name}={value!r}" for name, value in given.items() if value != getattr(usual, name)
     )
+
+
+def _reading(config: TrainConfig) -> str:
+    """What ``Collator.of`` is to be told."""
+    most = config.max_picture_tokens
+    cap = "" if most is None else f", max_picture_tokens={most}"
+    return f"base.reader, {config.image_fit!r}, {config.prompt!r}{cap}"
 
 
 def _experts(config: TrainConfig) -> str:

@@ -268,6 +268,7 @@ def _scoring_settings(config: TrainConfig, scored: int) -> dict[str, Any]:
         "circular": False,
         "blank_images": False,
         "image_fit": config.image_fit,
+        "max_picture_tokens": config.max_picture_tokens,
         "quantize": config.quantize,
         "limit": scored if scored == config.test_questions else 0,
         "seed": DRAW_SEED,

@@ -66,6 +66,9 @@ class DataSettings(Group):
     image_fit: str = "crop"
     """pictures that are not square: crop to the middle (the hub's processor), or pad (original
     LLaVA)"""
+    max_picture_tokens: int | None = None
+    """no picture takes more tokens: larger ones are shrunk until they do not (for bases to which
+    larger pictures are more tokens)"""
     questions_per_image: int | str = 1
     """how many of a picture's questions come together in a step, or all of them; those that meet in
     a piece of a step share its tokens, at a fraction of the work, and exactly"""
@@ -76,7 +79,7 @@ class DataSettings(Group):
         except UserError as error:
             yield str(error)
         yield from one_of(self, prompt=PROMPTS, image_fit=IMAGE_FITS)
-        yield from at_least_one(self, "questions_per_image")
+        yield from at_least_one(self, "max_picture_tokens", "questions_per_image")
 
 
 @dataclass
@@ -86,7 +89,8 @@ class BaseSettings(Group):
     heading = "base"
 
     model: str = DEFAULT_MODEL
-    """hub id or path of a LLaVA-1.5 model, or `tiny`, the built-in base"""
+    """hub id or path of a base in transformers format (docs/bases.md says of which kinds), or
+    `tiny`, the built-in one"""
     quantize: str = "none"
     """none, 4bit (nf4) or 8bit base weights; needs bitsandbytes"""
     dtype: str = "auto"
