@@ -58,6 +58,12 @@ def test_a_run_resumes_to_the_bit_and_is_scored_alike(
     assert len({name.split(".self_attn.")[1].split(".")[0] for name in whole}) == 4
     assert all(whole[name].equal(cut[name]) for name in whole)
     scores = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "text-generation" in card
+    assert "picture and" not in card
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(snippet, {})
+    assert re.match(r"[A-D] ", capsys.readouterr().out.splitlines()[-1])
     dataset = flags[flags.index("--dataset") + 1]
     evaluate("--adapter", tmp_path / "whole", "--dataset", dataset, "--no-base")
     line = capsys.readouterr().out.splitlines()[-1]

@@ -21,6 +21,8 @@ _NOT_LLAVA = (
     "says how LLaVA would do.\n"
 )
 
+_PICTURE = 'Image.new("RGB", (336, 336), "red")  # or Image.open("a-picture.jpg")'
+
 
 def model_card(
     config: TrainConfig,
@@ -28,6 +30,8 @@ def model_card(
     numbers: dict[str, Any] | None,
     notes: Mapping[str, str] | None = None,
     not_scored: str = "",
+    *,
+    sees: bool = True,
 ) -> str:
     """Markdown with the front matter the hub reads: what was trained, how, and how well it does.
 
@@ -37,11 +41,12 @@ def model_card(
             if there were none.
         notes: by setting, where its value came from.
         not_scored: why there are no numbers.
+        sees: whether the base takes pictures.
     """
     facts = {
         "library_name": "peft",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["vlmoe", "moe-lora", "llava", "multiple-choice", config.optim],
+        "pipeline_tag": "image-text-to-text" if sees else "text-generation",
+        "tags": ["vlmoe", "moe-lora", "multiple-choice", config.optim],
     }
     if config.model != TINY:
         facts["base_model"] = config.model
@@ -49,6 +54,7 @@ def model_card(
         accuracy = f"## Accuracy\n\nNot measured. {not_scored[:1].upper()}{not_scored[1:]}."
     else:
         accuracy = _accuracy(config, base_numbers, numbers)
+    asked = "a picture and a question" if sees else "a question"
     return f"""---
 {yaml.safe_dump(facts, sort_keys=False).strip()}
 ---
@@ -56,15 +62,15 @@ def model_card(
 # MoE-LoRA adapter for {config.model}, trained on {config.dataset} with {config.optim}
 {_NOT_LLAVA if config.model == TINY else ""}
 {_experts(config)} of rank {config.rank} on each adapted layer, {config.top_k} per token
-(arXiv 2502.15828); gate rescaling `{config.rescale}`, first values `{config.init}`. It takes a
-picture and a question with lettered options, and answers with a letter.{_origin(config)}
+(arXiv 2502.15828); gate rescaling `{config.rescale}`, first values `{config.init}`. It takes
+{asked} with lettered options, and answers with a letter.{_origin(config)}
 
 {accuracy}
 
 ## Use
 
 ```python
-from PIL import Image
+{"from PIL import Image" if sees else "import vlmoe"}
 from vlmoe.adapter import load_adapter
 from vlmoe.models.load import load_base
 from vlmoe.tasks.collator import Collator
@@ -74,7 +80,7 @@ base = load_base({config.model!r}{_loading(config)})
 model = load_adapter(base.model, {str(config.run_directory)!r})  # this run, or its adapter/
 predictor = Predictor(model, Collator.of({_reading(config)}))
 
-picture = Image.new("RGB", (336, 336), "red")  # or Image.open("a-picture.jpg")
+picture = {_PICTURE if sees else None}
 options = ["Red.", "Blue.", "Green.", "Yellow."]
 answer = predictor.choose(picture, "What colour is it?", options)
 print(answer.letter, options[answer.choice], f"{{max(answer.probabilities):.0%}}")

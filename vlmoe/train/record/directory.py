@@ -24,6 +24,8 @@ from vlmoe.choices import SCORINGS
 from vlmoe.errors import UserError
 from vlmoe.files import make_folder, remove_leftovers, write_json, write_jsonl, write_text, writing
 from vlmoe.finite import TrainedAway
+from vlmoe.models.family import family_of
+from vlmoe.models.forward import bare
 from vlmoe.tasks.metrics import METRICS, PREDICTIONS, SUBMISSION, write_report
 from vlmoe.tasks.score import Scored
 from vlmoe.train.questions import DRAW_SEED
@@ -201,7 +203,7 @@ class RunDirectory:
             more["not_scored"] = dict(not_scored)
         with self._writing("the results"):
             write_report(self.path, scored, numbers | more | {"base": base_numbers})
-            self._write_card(model_card(run.config, base_numbers, numbers, self.notes(run.config)))
+            self._write_card(run, base_numbers, numbers)
 
     def finish_unscored(self, run: Run, not_scored: Mapping[str, str]) -> None:
         """As ``finish``, of a run without test questions: the reason stands in place of numbers."""
@@ -212,10 +214,18 @@ class RunDirectory:
             for name in (PREDICTIONS, SUBMISSION):  # of the same run when it was shorter
                 (self.path / name).unlink(missing_ok=True)
             write_json(self.path / METRICS, {"not_scored": dict(not_scored)})
-            notes = self.notes(run.config)
-            self._write_card(model_card(run.config, None, None, notes, not_scored["test"]))
+            self._write_card(run, None, None, not_scored["test"])
 
-    def _write_card(self, card: str) -> None:
+    def _write_card(
+        self,
+        run: Run,
+        base_numbers: dict[str, Any] | None,
+        numbers: dict[str, Any] | None,
+        not_scored: str = "",
+    ) -> None:
+        sees = family_of(bare(run.model).config).sees
+        notes = self.notes(run.config)
+        card = model_card(run.config, base_numbers, numbers, notes, not_scored, sees=sees)
         for place in (self.path, self.path / checkpoint.ADAPTER):
             write_text(place / "README.md", card)
 
