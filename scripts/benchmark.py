@@ -39,7 +39,7 @@ from vlmoe.files import write_json
 from vlmoe.flags import Parser
 from vlmoe.models.load import resolve_device, resolve_dtype
 from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
-from vlmoe.optim.families import FAMILIES
+from vlmoe.optim.families import UPDATE_RULES
 
 PARTS = ("step", "memory", "optimizer", "packing")
 
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["step"] = measure_steps(args, config, device, dtype)
         print(table("step, forward and backward", results["step"]))
     if "optimizer" in args.only:
-        for family in FAMILIES:
+        for family in UPDATE_RULES:
             found = measure_optimizer(args, family, device)
             results[f"optimizer_{family}"] = found
             print(table(f"optimizer step, {family}", found))

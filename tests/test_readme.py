@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs.hooks import LINK, links_of_the_site
+from vlmoe.optim.families import UPDATE_RULES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -142,3 +143,9 @@ def test_links_of_the_site():
     assert turned("[a](studies.md)") == "[a](studies.md)"
     assert turned("[the twins](../tests/reference.py)") == "the twins"
     assert turned("[a](https://a.org) [b](#b)") == "[a](https://a.org) [b](#b)"
+
+
+def test_update_rules_and_their_rates_are_told():
+    for name, rule in UPDATE_RULES.items():
+        assert f"`{name}`" in TEXTS["docs/training.md"], name
+        assert f"{rule.lr:g}`" in TEXTS["docs/training.md"], name

@@ -10,7 +10,7 @@ import torch
 
 from tests import reference
 from vlmoe.errors import UserError
-from vlmoe.optim import FAMILIES, OPTIMIZERS, build_optimizer
+from vlmoe.optim import OPTIMIZERS, UPDATE_RULES, build_optimizer
 from vlmoe.optim.families import in_words, parse
 
 # The options of build_optimizer that an update can have, at other values than the default.
@@ -31,7 +31,7 @@ def test_names_are_put_together_in_this_order():
     assert [
         name for name in OPTIMIZERS if OPTIMIZERS[name].family.name in ("sgd", "adamw")
     ] == eight
-    assert len(OPTIMIZERS) == 4 * len(FAMILIES)
+    assert len(OPTIMIZERS) == 4 * len(UPDATE_RULES)
     for name, recipe in OPTIMIZERS.items():
         letters = name.removesuffix(recipe.family.name)
         assert letters in ("", "r", "g", "gr")
@@ -39,7 +39,7 @@ def test_names_are_put_together_in_this_order():
             ("expert", True) if "r" in letters else ("none", False)
         )
         assert recipe.gate_rescale == ("sqrt" if "g" in letters else "none")
-        assert FAMILIES[recipe.family.name] is recipe.family
+        assert UPDATE_RULES[recipe.family.name] is recipe.family
 
 
 def test_an_unknown_name_lists_the_names():
@@ -48,7 +48,7 @@ def test_an_unknown_name_lists_the_names():
 
 
 def test_every_family_has_a_slow_twin():
-    assert list(reference.UPDATES) == list(FAMILIES)
+    assert list(reference.UPDATES) == list(UPDATE_RULES)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -98,14 +98,14 @@ def test_it_takes_the_options_it_says_and_no_others(name):
 
 
 def test_a_range_to_search_around_the_default_rate():
-    for family in FAMILIES.values():
+    for family in UPDATE_RULES.values():
         low, high = family.search
         assert low < family.lr < high
 
 
 def test_the_help_tells_every_family():
     words = in_words()
-    for name, family in FAMILIES.items():
+    for name, family in UPDATE_RULES.items():
         assert f"{name} (--lr {family.lr:g}" in words
     assert "sgd (--lr 3e-05; takes --momentum, --weight-decay added to the gradient)" in words
     assert "r in front: Riemannian preconditioner; g in front: gate rescaling" in words

@@ -10,7 +10,7 @@ from peft.optimizers import create_riemannian_optimizer
 from torch import Tensor, nn
 
 from vlmoe.benchmark.measure import Work
-from vlmoe.optim.families import FAMILIES, load
+from vlmoe.optim.families import UPDATE_RULES, load
 
 DAMPING = 1e-2  # PEFT's default
 LR = 1e-6
@@ -39,10 +39,10 @@ def optimizer_works(family: str, pairs: Sequence[Pair]) -> dict[str, Work]:
     every expert's pair as a LoRA of its own. Of a family that torch does not have, ours is alone.
 
     Args:
-        family: a name in ``FAMILIES``.
+        family: a name in ``UPDATE_RULES``.
         pairs: from ``random_pairs``.
     """
-    found = FAMILIES[family]
+    found = UPDATE_RULES[family]
     ours = load(found.optimizer)([{"pairs": list(pairs)}], lr=LR, damping=DAMPING)
     steps = {f"r{family}": ours.step}
     if found.torch_optimizer:

@@ -6,7 +6,7 @@ What needs torch is imported when it is asked for: settings are checked with the
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vlmoe.optim.families import FAMILIES, OPTIMIZERS, Family, Recipe
+from vlmoe.optim.families import OPTIMIZERS, UPDATE_RULES, Recipe, UpdateRule
 
 if TYPE_CHECKING:
     from vlmoe.optim.precondition import FactorisationError
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
 
 __all__ = [
-    "FAMILIES",
     "OPTIMIZERS",
+    "UPDATE_RULES",
     "FactorisationError",
-    "Family",
     "Recipe",
     "RiemannianAdamW",
     "RiemannianSGD",
+    "UpdateRule",
     "build_optimizer",
     "clip_gates",
     "linear_schedule",

@@ -4,8 +4,8 @@ A name of ``--optim`` is put together: perhaps a letter for what becomes of the 
 for the metric of the preconditioner, and the name of a family, such as g + r + sgd.
 
 To add a family: write its update (``riemannian.RiemannianOptimizer`` asks for one method), describe
-it in ``FAMILIES``, and put its slow twin into ``tests/reference.py``. Every name, the help, ``--lr
-find``, the memory plan, studies and the benchmark follow from here.
+it in ``UPDATE_RULES``, and put its slow twin into ``tests/reference.py``. Every name, the help,
+``--lr find``, the memory plan, studies and the benchmark follow from here.
 
 Settings are checked and ``--help`` is printed by this module, so it must not import torch.
 """
@@ -29,7 +29,7 @@ GATE_LR = 3e-8
 
 
 @dataclass(frozen=True)
-class Family:
+class UpdateRule:
     """An update rule.
 
     Attributes:
@@ -78,10 +78,10 @@ class Family:
         return load(self.optimizer)(groups, lr, **damping, **taken)
 
 
-FAMILIES = {
+UPDATE_RULES = {
     family.name: family
     for family in (
-        Family(
+        UpdateRule(
             name="sgd",
             optimizer="vlmoe.optim.riemannian:RiemannianSGD",
             torch_optimizer="torch.optim:SGD",
@@ -91,7 +91,7 @@ FAMILIES = {
             scale_free=False,
             takes={"momentum": "", "weight_decay": "added to the gradient"},
         ),
-        Family(
+        UpdateRule(
             name="adamw",
             optimizer="vlmoe.optim.riemannian:RiemannianAdamW",
             torch_optimizer="torch.optim:AdamW",
@@ -132,7 +132,7 @@ class Recipe:
             adapter's business, the optimizer only knows the name.
     """
 
-    family: Family
+    family: UpdateRule
     metric: str
     gate_rescale: str
 
@@ -144,7 +144,7 @@ class Recipe:
 
 OPTIMIZERS = {
     rescale.letter + metric.letter + family.name: Recipe(family, metric.value, rescale.value)
-    for family in FAMILIES.values()
+    for family in UPDATE_RULES.values()
     for rescale in RESCALES
     for metric in METRICS
 }
@@ -164,7 +164,7 @@ def parse(name: str) -> Recipe:
 
 def in_words() -> str:
     """The families with their rates and settings, and the letters, for ``--help``."""
-    families = ", ".join(map(_of_family, FAMILIES.values()))
+    families = ", ".join(map(_of_family, UPDATE_RULES.values()))
     letters = [f"{p.letter} in front: {p.words}" for p in (*METRICS, *RESCALES) if p.letter]
     return "; ".join([f"update rule: {families}", *letters])
 
@@ -174,7 +174,7 @@ def load(path: str) -> Any:
     return pkgutil.resolve_name(path)
 
 
-def _of_family(family: Family) -> str:
+def _of_family(family: UpdateRule) -> str:
     flags = {"momentum": "--momentum", "weight_decay": "--weight-decay"}
     taken = [
         f"{flags[name]} {words}".strip() for name, words in family.takes.items() if name in flags

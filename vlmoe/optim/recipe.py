@@ -41,8 +41,8 @@ def build_optimizer(
         gate_lr: of the gates.
         damping: see ``precondition.damped_inverse``; only names with an r.
         damping_mode: likewise.
-        weight_decay: goes to the families that take it, see ``families.FAMILIES`` and the classes
-            named there.
+        weight_decay: goes to the families that take it, see ``families.UPDATE_RULES`` and the
+            classes named there.
         betas: likewise.
         eps: likewise.
         momentum: likewise.

@@ -24,7 +24,7 @@ from typing import Any
 
 from vlmoe.choices import NONE
 from vlmoe.errors import UserError
-from vlmoe.optim.families import Family, parse
+from vlmoe.optim.families import UpdateRule, parse
 from vlmoe.train.settings.config import TrainConfig, build
 
 CELLS = "cells"
@@ -166,8 +166,8 @@ class Study:
             if self._traits(condition, rival) == (family, metric, rescale, others)
         ]
 
-    def _traits(self, condition: str, contender: str) -> tuple[Family, str, str, str]:
-        """Family, metric of the preconditioner, gate rescaling, and all its other settings."""
+    def _traits(self, condition: str, contender: str) -> tuple[UpdateRule, str, str, str]:
+        """UpdateRule, metric of the preconditioner, gate rescaling, and all its other settings."""
         config = build(self._merged(condition, contender))
         recipe = parse(config.optim)
         others = {
