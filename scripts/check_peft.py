@@ -11,7 +11,6 @@ skipped where it is not installed. Exit code 1 if a test fails that is not liste
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import inspect
@@ -37,6 +36,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.adapter.config import MOE_LORA
 from vlmoe.adapter.layer import MoELoraLayer
+from vlmoe.flags import Parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -305,7 +305,7 @@ def fetch_tests(into: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--tests", type=Path, help="PEFT's directory of tests, if it is here")
     parser.add_argument("--init", default="kaiming", choices=["kaiming", "goat"])
     parser.add_argument("--files", nargs="+", default=FILES, metavar="FILE")
