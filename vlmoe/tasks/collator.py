@@ -61,7 +61,8 @@ class Collator:
 
         Args:
             reader: of the base.
-            image_fit, prompt: see ``Collator``; the prompt by its name.
+            image_fit: see ``Collator``.
+            prompt: its name.
             max_picture_tokens: no picture takes more; larger ones are shrunk. For bases to which
                 pictures of different sizes are different numbers of tokens.
 

@@ -155,7 +155,8 @@ class Predictor:
         """Answer a batch that ``collate`` made of these examples; their pictures are not needed.
 
         Args:
-            batch, examples: as said.
+            batch: from ``collate``.
+            examples: it was made of.
             strict: whether logits that are no numbers are raised (``NotFinite``); else such a
                 question's prediction has a ``fault``.
         """
