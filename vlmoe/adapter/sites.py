@@ -121,8 +121,10 @@ def default_limits(config: MoELoraConfig) -> Callable[[str], bool]:
 def all_linear_layers(model: nn.Module, config: MoELoraConfig) -> list[str]:
     """Paths of every linear layer but the head, adapted already or not: ``all-linear``.
 
-    PEFT's own knows its own layers alone, so that a second adapter would find none.
+    PEFT's own knows its own layers alone, so that a second adapter would find none. Nor does it
+    know which layers nothing reads (``unread_layers``): experts there would never be trained.
     """
+    unread = tuple(f"{path}." for path in unread_layers(model))
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None and config.task_type == TaskType.SEQ_CLS:
         heads = (getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES)
@@ -131,7 +133,10 @@ def all_linear_layers(model: nn.Module, config: MoELoraConfig) -> list[str]:
     paths = [
         path
         for path, module in _modules_outside_adapters(model)
-        if path and module not in inside and not site_fault(path, _base(module))
+        if path
+        and module not in inside
+        and not path.startswith(unread)
+        and not site_fault(path, _base(module))
     ]
     if not paths:
         raise UserError(f"target_modules 'all-linear': {type(model).__name__} has no linear layer")
