@@ -45,7 +45,7 @@ def test_there_is_one_writer_of_json():
     own = re.compile(r"\bjson\.dumps?\(|\.to_json\(")
     found = [
         f"{file.relative_to(ROOT)}: {line.strip()}"
-        for folder in ("vlmoe", "data_prep", "scripts", "demo")
+        for folder in ("vlmoe", "scripts", "demo")
         for file in (ROOT / folder).rglob("*.py")
         for line in file.read_text(encoding="utf-8").splitlines()
         if own.search(line)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.conftest import script
+from tests.scripts.conftest import command
 from vlmoe.flags import Parser, hint, nearest
 from vlmoe.optim.families import OPTIMIZERS
 from vlmoe.train.settings.command_line import from_command_line
@@ -86,7 +86,7 @@ def test_what_is_no_flag_stays_a_value(capsys):
 
 
 def test_values(capsys):
-    parse = script("evaluate").parse
+    parse = command("evaluate").parse
     (line,) = ended(capsys, ["--adapter", "none", "--scoring", "letters"], parse)
     assert line == (
         "error: unknown --scoring 'letters': choose from letter, option, generate "
@@ -112,7 +112,7 @@ def test_no_command_has_a_parser_of_another_kind():
 
 @pytest.mark.parametrize("name", ["shapes", "jsonl", "check"])
 def test_preparation_has_it_too(capsys, name):
-    main = importlib.import_module(f"data_prep.{name}").main
+    main = importlib.import_module(f"vlmoe.data_prep.{name}").main
     (line,) = ended(capsys, ["--worker-count", "1"], main)
     assert "unknown flag --worker-count (did you mean --workers?)" in line
 

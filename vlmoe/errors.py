@@ -6,6 +6,8 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
+from vlmoe.program import as_typed
+
 
 class UserError(ValueError):
     """What the user gave cannot be used; the message says what, where and how to mend it.
@@ -33,9 +35,9 @@ class Busy(UserError):
 def in_words(error: UserError) -> str:
     """What a command prints at its end for a mistake."""
     if len(error.faults) == 1:
-        return f"error: {error.faults[0]}"
+        return as_typed(f"error: {error.faults[0]}")
     faults = [f"  - {fault}" for fault in error.faults]
-    return "\n".join([f"error: {len(faults)} things to mend:", *faults])
+    return as_typed("\n".join([f"error: {len(faults)} things to mend:", *faults]))
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from vlmoe.errors import UserError, in_words
+from vlmoe.program import as_typed
 
 # Names that people bring along, above all from Hugging Face, LLaVA and PEFT, and ours for them. The
 # first one that a command has is meant.
@@ -123,6 +124,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def format_help(self) -> str:
+        """With the commands in it as they are typed here."""
+        return as_typed(super().format_help())
 
     def parse_known_args(  # type: ignore[override]  # its overloads only say what namespace is
         self, args: Sequence[str] | None = None, namespace: Any = None

@@ -56,11 +56,14 @@ def test_importing_is_quick() -> None:
     heavy = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas")
     script = (
         "import sys, vlmoe\n"
-        "from data_prep import check, jsonl, scienceqa, shapes, visual7w, vmcbench\n"
-        "from runpy import run_path\n"
-        "for name in ('train_llava', 'evaluate', 'compare_optimizers'):\n"
-        "    script = run_path(f'scripts/{name}.py')\n"
-        "script['read_study']('paper-table3')\n"  # settings are checked without torch too
+        "from importlib import import_module\n"
+        "from vlmoe.data_prep import READERS\n"
+        "for name in READERS:\n"
+        "    import_module(f'vlmoe.data_prep.{name}')\n"
+        "for name in ('prepare', 'train', 'evaluate', 'compare', 'study', 'demo'):\n"
+        "    command = import_module(f'vlmoe.commands.{name}')\n"
+        "from vlmoe.study.source import read_study\n"
+        "read_study('paper-table3')\n"  # settings are checked without torch too
         f"print(*set(sys.modules).intersection({heavy}))\n"
     )
     assert printed(script) == []

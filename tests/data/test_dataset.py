@@ -20,7 +20,7 @@ from vlmoe.errors import UserError
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data_prep.visual7w import prepare
+    from vlmoe.data_prep.visual7w import prepare
 
     folder = tmp_path_factory.mktemp("dataset")
     write_source(folder / "source", images=6, questions=3)
@@ -152,7 +152,7 @@ def test_worker_processes(original: Path) -> None:
 
 
 def test_a_moved_dataset_finds_its_pictures(tmp_path: Path) -> None:
-    from data_prep.visual7w import prepare
+    from vlmoe.data_prep.visual7w import prepare
 
     write_source(tmp_path / "source", images=3, questions=1)
     prepare(tmp_path / "source", tmp_path / "old")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import visual7w
 from tests.visual7w_source import write_source
 from vlmoe.data.mix import Mixture, draw, load_mixture, picture_keys, shares
 from vlmoe.data.registry import label, locate_all, names_of
+from vlmoe.data_prep import visual7w
 from vlmoe.errors import UserError
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.visual7w_source import write_source
 from vlmoe.data import registry
-from vlmoe.data.registry import DATASETS, REPOSITORY, Source, locate
+from vlmoe.data.registry import DATASETS, Source, locate
+from vlmoe.data_prep import READERS
 from vlmoe.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data_prep.visual7w import prepare
+    from vlmoe.data_prep.visual7w import prepare
 
     folder = tmp_path_factory.mktemp("registry")
     write_source(folder / "source", images=3, questions=1)
@@ -30,12 +32,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_registered_scripts_are_in_the_repository() -> None:
-    assert {"visual7w", "shapes", "vmcbench", "scienceqa"} <= set(DATASETS)
-    assert all((REPOSITORY / source.script).is_file() for source in DATASETS.values())
-    assert DATASETS["shapes"].command("data/shapes") == (
-        "python data_prep/shapes.py --out data/shapes"
-    )
+def test_every_registered_name_has_its_reader() -> None:
+    assert {"visual7w", "shapes", "vmcbench", "scienceqa"} <= set(DATASETS) <= set(READERS)
 
 
 def test_name_and_path(prepared: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +60,7 @@ def test_unknown_name_lists_the_names() -> None:
 
 
 def test_missing_data_names_the_command(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = "python data_prep/visual7w.py --source RAW_DIR --out data/visual7w"
+    command = "vlmoe prepare visual7w --source RAW_DIR --out data/visual7w"
     with pytest.raises(UserError, match=command):
         locate("visual7w")
     (here / "data" / "visual7w").mkdir(parents=True)  # an empty folder is no dataset
@@ -72,7 +70,7 @@ def test_missing_data_names_the_command(here: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="--out /mnt/disk/visual7w"):
         locate("visual7w")
     for name, hub_id in (("vmcbench", "suyc21/VMCBench"), ("scienceqa", "derek-thomas/ScienceQA")):
-        with pytest.raises(UserError, match=f"python data_prep/{name}.py --source {hub_id} --out"):
+        with pytest.raises(UserError, match=f"vlmoe prepare {name} --source {hub_id} --out"):
             locate(name)
 
 
@@ -88,8 +86,8 @@ def test_what_is_not_a_prepared_dataset(here: Path) -> None:
 
 SCRIPT = """
 import shutil, sys
-assert sys.argv[1] == "--out", sys.argv
-shutil.copytree({prepared!r}, sys.argv[2])
+assert sys.argv[1:3] == ["toy", "--out"], sys.argv
+shutil.copytree({prepared!r}, sys.argv[3])
 print("made it")
 sys.exit({code})
 """
@@ -104,11 +102,11 @@ def test_automatic_one_is_made_once(
     code: int,
 ) -> None:
     (here / "make.py").write_text(SCRIPT.format(prepared=str(prepared), code=code))
-    monkeypatch.setattr(registry, "REPOSITORY", here)
-    monkeypatch.setitem(DATASETS, "toy", Source("make.py", automatic=True))
+    monkeypatch.setattr(registry, "PREPARE", (sys.executable, here / "make.py"))
+    monkeypatch.setitem(DATASETS, "toy", Source(automatic=True))
     assert locate("toy") == Path("data/toy")
     said = capfd.readouterr().out
-    assert "python make.py --out data/toy" in said
+    assert "vlmoe prepare toy --out data/toy" in said
     assert "made it" in said
     assert locate("toy") == Path("data/toy")
     assert capfd.readouterr().out == ""
@@ -116,10 +114,7 @@ def test_automatic_one_is_made_once(
 
 def test_automatic_one_that_fails(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "make.py").write_text("raise SystemExit(3)")
-    monkeypatch.setattr(registry, "REPOSITORY", here)
-    monkeypatch.setitem(DATASETS, "toy", Source("make.py", automatic=True))
+    monkeypatch.setattr(registry, "PREPARE", (sys.executable, here / "make.py"))
+    monkeypatch.setitem(DATASETS, "toy", Source(automatic=True))
     with pytest.raises(UserError, match="could not be made \\(exit code 3"):
-        locate("toy")
-    monkeypatch.setitem(DATASETS, "toy", Source("gone.py", automatic=True))
-    with pytest.raises(UserError, match="does not exist"):
         locate("toy")

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from data_prep import items, jsonl, vmcbench
-from data_prep.items import Items
 from tests.parquet_source import shade
 from vlmoe.data.prepare import TooManyRejected
+from vlmoe.data_prep import items, jsonl, vmcbench
+from vlmoe.data_prep.items import Items
 from vlmoe.errors import UserError
 
 RECORDS = 1000

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from data_prep import cells
-from data_prep.cells import Pictures
-from data_prep.fault import Fault
 from tests.parquet_source import shade
 from vlmoe.data.image import ImageError
 from vlmoe.data.pictures import content_name
+from vlmoe.data_prep import cells
+from vlmoe.data_prep.cells import Pictures
+from vlmoe.data_prep.fault import Fault
 
 DATA = shade(1)
 TEXT = base64.b64encode(DATA).decode()

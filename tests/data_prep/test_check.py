@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep import check
-from data_prep.soundness import _chi_square_tail, balance, nearly_equal, question_key, shared
 from tests.parquet_source import encoded, shade, torn
 from tests.tree import tree
 from vlmoe.data.example import Example
 from vlmoe.data.pictures import Picture
 from vlmoe.data.prepare import Question, write_dataset
+from vlmoe.data_prep import check
+from vlmoe.data_prep.soundness import _chi_square_tail, balance, nearly_equal, question_key, shared
 from vlmoe.errors import UserError
 
 

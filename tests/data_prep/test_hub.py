@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from data_prep import hub
 from tests.parquet_source import scienceqa_row, vmcbench_row, write_scienceqa, write_vmcbench
 from vlmoe.data.dataset import load_split
+from vlmoe.data_prep import hub
 from vlmoe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

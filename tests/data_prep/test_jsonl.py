@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_prep import check, jsonl
-from data_prep.cells import Pictures
-from data_prep.items import Item, Items
 from tests.parquet_source import shade, torn
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
 from vlmoe.data.prepare import Rejected
+from vlmoe.data_prep import check, jsonl
+from vlmoe.data_prep.cells import Pictures
+from vlmoe.data_prep.items import Item, Items
 from vlmoe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.fault import Fault
-from data_prep.keys import agree, check_columns, read_keys
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.keys import agree, check_columns, read_keys
 from vlmoe.errors import UserError
 
 PLAIN = {"image": "a.png", "question": "What?", "choices": ["x", "y"], "answer": "A"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.fault import Fault
-from data_prep.own import (
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.own import (
     Turn,
     names_letter,
     read_answer,

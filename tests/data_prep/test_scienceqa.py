@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import scienceqa
 from tests.parquet_source import scienceqa_row, shade, write_scienceqa
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
+from vlmoe.data_prep import scienceqa
 from vlmoe.errors import UserError
 
 

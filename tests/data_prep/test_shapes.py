@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep import shapes
 from vlmoe.data.dataset import read_manifest
 from vlmoe.data.mix import load_mixture
+from vlmoe.data_prep import shapes
 
 FEW = ["--train", "6", "--val", "2", "--test", "2"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from data_prep.splitting import draw_splits
+from vlmoe.data_prep.splitting import draw_splits
 from vlmoe.errors import UserError
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.fault import Fault
-from data_prep.table import Table
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.table import Table
 from vlmoe.errors import UserError
 
 HEAD = "index\tquestion\tA"

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import command, visual7w
 from tests.tree import tree
 from tests.visual7w_source import write_json, write_source
+from vlmoe.commands import prepare
 from vlmoe.data.dataset import load_split
+from vlmoe.data_prep import command, visual7w
+from vlmoe.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JSON = "dataset_v7w_telling.json"
@@ -45,7 +47,7 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         before = tree(tmp_path)
         argv = ["--source", str(tmp_path / "raw"), "--out", str(out), *map(str, options)]
         with pytest.raises(SystemExit) as ended:
-            command.run(lambda: visual7w.main(argv))
+            run_command(lambda: prepare.main(["visual7w", *argv]))
         assert ended.value.code == code
         told = capsys.readouterr().err
         assert told.count("error:") == 1

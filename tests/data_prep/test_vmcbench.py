@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import vmcbench
 from tests.parquet_source import (
     odd_pictures,
     shade,
@@ -23,6 +22,7 @@ from tests.parquet_source import (
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
 from vlmoe.data.vmcbench import GROUPS, group_of
+from vlmoe.data_prep import vmcbench
 from vlmoe.errors import UserError
 
 

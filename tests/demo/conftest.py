@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from data_prep import shapes
-from tests.scripts.conftest import script
+from tests.scripts.conftest import command
+from vlmoe.data_prep import shapes
 from vlmoe.demo.engine import Asked, Engine
 from vlmoe.demo.examples import write_examples
 from vlmoe.demo.limits import Limits
@@ -53,7 +53,7 @@ def shapes_directory(tmp_path_factory) -> Path:
 def runs(tmp_path_factory, shapes_directory) -> Path:
     """Two runs of a few steps with large rates, so that the adapters differ from the base."""
     folder = tmp_path_factory.mktemp("runs")
-    train = script("train_llava").main
+    train = command("train").main
     for name, flags in {
         "shapes.first": ["--experts", "4", "--seed", "0"],
         "second": ["--experts", "2,3", "--seed", "1", "--prompt", "vmcbench"],
@@ -71,15 +71,9 @@ def runs(tmp_path_factory, shapes_directory) -> Path:
 
 
 def load_app() -> ModuleType:
-    """``demo/app.py`` as a module."""
+    """The module that puts the page together."""
     pytest.importorskip("gradio", reason=NEEDS)
-    spec = importlib.util.spec_from_file_location("demo_app", APP)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("vlmoe.demo.app")
 
 
 @dataclass

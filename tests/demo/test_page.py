@@ -11,7 +11,7 @@ import pytest
 
 from tests.demo.conftest import ARTEFACTS, CHROMIUM, NEEDS, Demo, slowdown
 from tests.demo.test_limits import PICTURES
-from tests.scripts.conftest import script
+from tests.scripts.conftest import command
 from vlmoe.data.dataset import load_split
 
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDS)
@@ -146,7 +146,7 @@ def test_upload_ask_choose_and_experts(
     page.screenshot(path=artefact("choose.png"), full_page=True)
     monkeypatch.chdir(tmp_path)
     flags = ["--adapter", runs / "shapes.first", "--dataset", shapes_directory, "--device", "cpu"]
-    script("evaluate").main([str(flag) for flag in [*flags, "--output", "report"]])
+    command("evaluate").main([str(flag) for flag in [*flags, "--output", "report"]])
     for name, column in (("report", adapter), ("report/base", base)):
         row = json.loads((tmp_path / name / "predictions.jsonl").read_text().splitlines()[0])
         assert row["id"] == example.id

@@ -14,7 +14,7 @@ import torch
 
 from tests.demo.conftest import APP, NEEDS, Demo, load_app
 from tests.demo.test_limits import PICTURES, jpeg
-from tests.scripts.conftest import script
+from tests.scripts.conftest import command
 from vlmoe.data.dataset import load_split
 from vlmoe.data.image import ImageError
 from vlmoe.demo import serving
@@ -99,7 +99,7 @@ def test_answers_are_those_of_the_evaluation(
     """Each adapter with its own prompt, on the pictures of the dataset, beside the same base."""
     monkeypatch.chdir(tmp_path)
     flags = ["--adapter", runs / name, "--dataset", shapes_directory, "--device", "cpu"]
-    script("evaluate").main([str(flag) for flag in [*flags, "--limit", 4, "--output", "report"]])
+    command("evaluate").main([str(flag) for flag in [*flags, "--limit", 4, "--output", "report"]])
     for who, file in ((name, "report"), ("base", "report/base")):
         lines = (tmp_path / file / "predictions.jsonl").read_text().splitlines()
         examples = {example.id: example for example in load_split(shapes_directory, "test")}
@@ -434,7 +434,7 @@ def test_what_cannot_be_loaded_ends_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # set by the demo, and to be put back
     with pytest.raises(UserError, match="no model directory at /nowhere/model"):
-        load_app().main(["--adapter", "none", "--model", "/nowhere/model", "--device", "cpu"])
+        command("demo").main(["--adapter", "none", "--model", "/nowhere/model", "--device", "cpu"])
     (url,) = re.findall(r"vlmoe demo on (\S+)", capsys.readouterr().out)
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)

@@ -9,17 +9,22 @@ from types import ModuleType
 
 import pytest
 
-from data_prep import visual7w
 from tests.models_for_tests import save_small_llava
 from tests.scripts.forked import Forks
 from tests.visual7w_source import write_source
+from vlmoe.data_prep import visual7w
 from vlmoe.train.record.directory import RunDirectory
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+def command(name: str) -> ModuleType:
+    """The module of ``vlmoe NAME``."""
+    return importlib.import_module(f"vlmoe.commands.{name}")
+
+
 def script(name: str) -> ModuleType:
-    """A file of scripts/ as a module."""
+    """A file of scripts/ that is no command of vlmoe, as a module."""
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -45,14 +50,14 @@ def dataset_directory(tmp_path_factory) -> Path:
 def train(monkeypatch, tmp_path):
     """``train(*flags)`` runs the training command in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    main = script("train_llava").main
+    main = command("train").main
     return lambda *flags: main([str(flag) for flag in flags])
 
 
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    main = script("evaluate").main
+    main = command("evaluate").main
     return lambda *flags: main([str(flag) for flag in flags])
 
 
@@ -74,7 +79,7 @@ def forks() -> Iterator[Forks]:
 def undisturbed(tmp_path_factory, small) -> Path:
     """A run with the flags ``small``, for comparison; copy it before you change it."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    script("train_llava").main([*small, "--output", str(run)])
+    command("train").main([*small, "--output", str(run)])
     return run
 
 

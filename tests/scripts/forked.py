@@ -93,7 +93,7 @@ def _serve() -> None:
 
 def _child(request: dict, rank: int, port: int, before) -> None:
     """The command, in this process; does not return."""
-    from tests.scripts.conftest import script
+    from tests.scripts.conftest import command
     from vlmoe.errors import run_command
 
     os.chdir(request["folder"])
@@ -107,7 +107,7 @@ def _child(request: dict, rank: int, port: int, before) -> None:
     code = 1
     try:
         before()
-        run_command(lambda: script("train_llava").main(request["flags"]))
+        run_command(lambda: command("train").main(request["flags"]))
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:

@@ -13,7 +13,7 @@ from vlmoe.errors import UserError
 
 TRAIN_FAULTS = {
     "unknown dataset": (["--dataset", "visual8w"], "no dataset 'visual8w'"),
-    "data not made yet": (["--dataset", "visual7w"], "python data_prep/visual7w.py --source"),
+    "data not made yet": (["--dataset", "visual7w"], "vlmoe prepare visual7w --source"),
     "unknown optimizer": (["--optim", "adam"], "choose from sgd, rsgd"),
     "top_k above experts": (["--top-k", "9"], "top_k 9 is above the number of experts 4"),
     "more depth groups than layers": (["--experts", "4,4,4"], "tower has 2 adapted layers"),

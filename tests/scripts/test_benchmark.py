@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from tests.scripts.conftest import script
+from tests.scripts.conftest import command
 from vlmoe.errors import UserError
 
 
 @pytest.fixture
 def benchmark(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    main = script("benchmark").main
+    main = command("benchmark").main
     return lambda *flags: main(["--size", "small", "--device", "cpu", *flags])
 
 

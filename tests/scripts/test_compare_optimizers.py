@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from tests.scripts.conftest import script
+from tests.scripts.conftest import command
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
@@ -57,7 +57,7 @@ def finished(study_file, tmp_path_factory):
     from vlmoe.train import run as module
 
     folder = tmp_path_factory.mktemp("studies") / "two"
-    main = script("compare_optimizers").main
+    main = command("study").main
     begun, real = [], module.finetune
 
     def killed(config, resume, base):
@@ -140,7 +140,7 @@ def test_what_diverged_is_shown_and_not_tried_again(finished, capsys):
 def test_a_finished_study_is_rendered_again_at_once(finished, study_file, capsys):
     (finished / "study.md").unlink()
     start = time.perf_counter()
-    script("compare_optimizers").main([str(study_file), "--output", str(finished), "--report-only"])
+    command("study").main([str(study_file), "--output", str(finished), "--report-only"])
     assert time.perf_counter() - start < 10
     assert "--report-only" not in (finished / "study.md").read_text()
     assert "page written to" in capsys.readouterr().out
@@ -148,20 +148,20 @@ def test_a_finished_study_is_rendered_again_at_once(finished, study_file, capsys
 
 def test_without_markdown_there_is_one_page_and_a_word(finished, study_file, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "markdown", None)
-    script("compare_optimizers").main([str(study_file), "--output", str(finished), "--report-only"])
+    command("study").main([str(study_file), "--output", str(finished), "--report-only"])
     out = capsys.readouterr().out
     assert out.count("page written to") == 1
     assert "pip install -e '.[study]'" in out
 
 
 def test_another_study_is_refused_in_its_folder(finished, study_file):
-    main = script("compare_optimizers").main
+    main = command("study").main
     with pytest.raises(UserError, match="was trained with other settings"):
         main([str(study_file), "--output", str(finished), "--set", "rank=3"])
 
 
 def test_settings_of_the_command_line_are_checked(study_file, tmp_path):
-    main = script("compare_optimizers").main
+    main = command("study").main
     with pytest.raises(UserError, match="KEY=VALUE"):
         main([str(study_file), "--set", "rank"])
     with pytest.raises(UserError, match="unknown key 'ranks'"):
@@ -174,7 +174,7 @@ def test_settings_of_the_command_line_are_checked(study_file, tmp_path):
 
 def test_a_dry_run_tells_hours_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main = script("compare_optimizers").main
+    main = command("study").main
     main(["paper-table3", "--dry-run", "--set", "max_steps=3600", "--seconds-per-step", "2"])
     out = capsys.readouterr().out
     # Five rates with one seed, the two other seeds at the shared rate and at the best one.
@@ -185,7 +185,7 @@ def test_a_dry_run_tells_hours_and_writes_nothing(tmp_path, monkeypatch, capsys)
 
 
 def test_a_dry_run_counts_epochs(study_file, dataset_directory, tmp_path, capsys):
-    main = script("compare_optimizers").main
+    main = command("study").main
     study = yaml.safe_load(study_file.read_text())
     study["settings"] = {**study["settings"], "epochs": 3, "max_steps": None}
     write_text(tmp_path / "epochs.yaml", yaml.safe_dump(study))

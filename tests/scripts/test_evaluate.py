@@ -68,7 +68,7 @@ def test_several_adapters_beside_the_base(runs, evaluate, small, tmp_path, capsy
 def test_base_is_left_as_it_was(runs, small, tmp_path):
     import torch
 
-    from tests.scripts.conftest import script
+    from tests.scripts.conftest import command
     from vlmoe.adapter.load import find_adapter
     from vlmoe.models.load import load_base
 
@@ -76,7 +76,7 @@ def test_base_is_left_as_it_was(runs, small, tmp_path):
     base = load_base(small[1])
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     folders = {"a": find_adapter("a"), "again": find_adapter("a")}
-    labels = [label for label, _ in script("evaluate").models(base, folders, with_base=True)]
+    labels = [label for label, _ in command("evaluate").models(base, folders, with_base=True)]
     assert labels == ["base", "a", "again"]
     after = base.model.state_dict()
     assert before.keys() == after.keys()

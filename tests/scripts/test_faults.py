@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vlmoe.train.loop
-from data_prep import visual7w
 from tests.scripts.test_train_and_evaluate import adapter_digest, losses
 from tests.visual7w_source import write_source
 from vlmoe.data.dataset import load_split
 from vlmoe.data.mix import load_mixture
+from vlmoe.data_prep import visual7w
 from vlmoe.errors import Diverged, UserError
 from vlmoe.optim.riemannian import RiemannianSGD
 from vlmoe.train.record.checkpoint import damage, found, write_manifest

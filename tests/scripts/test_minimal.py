@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import shapes
 from tests.scripts.conftest import script
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
+from vlmoe.data_prep import shapes
 from vlmoe.models.load import load_base
 from vlmoe.train import setup
 from vlmoe.train.loop import train

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_prep import scienceqa, vmcbench
 from tests.parquet_source import scienceqa_row, vmcbench_row, write_scienceqa, write_vmcbench
+from vlmoe.data_prep import scienceqa, vmcbench
 from vlmoe.errors import UserError
 
 

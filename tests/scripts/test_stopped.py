@@ -14,7 +14,7 @@ from vlmoe.tasks.predict import Predictor
 from vlmoe.train.record.lock import RunLock
 from vlmoe.train.record.log import Log
 
-GO_ON = "python scripts/train_llava.py --output run --resume"
+GO_ON = "vlmoe train --output run --resume"
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

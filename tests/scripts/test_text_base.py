@@ -9,8 +9,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from data_prep import jsonl
 from tests.models_for_tests import CHATML, save_small_text
+from vlmoe.data_prep import jsonl
 from vlmoe.errors import UserError
 
 BASES = {"llama": None, "glm4": None, "qwen3": CHATML}

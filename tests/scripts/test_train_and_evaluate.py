@@ -77,7 +77,7 @@ def test_a_run_scored_on_a_part_says_so(train, evaluate, small, tmp_path, capsys
     assert json.loads((tmp_path / "run/metrics.json").read_text())["settings"]["limit"] == 5
     card = (tmp_path / "run" / "README.md").read_text()
     assert "## Accuracy on 5 questions of the test split (the same for every run) of " in card
-    (flags,) = re.findall(r"python scripts/evaluate.py (.*)`", card)
+    (flags,) = re.findall(r"vlmoe evaluate (.*)`", card)
     evaluate(*flags.replace("RUN", "run").split())
     assert capsys.readouterr().out.splitlines()[-1] == trained
     assert [path.name for path in (tmp_path / "run/evaluate").iterdir()] == ["prepared-test-limit5"]
@@ -203,8 +203,8 @@ def test_checkpoints_are_adapters_too(train, evaluate, small, tmp_path, capsys):
 
 
 def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory):
-    from data_prep import visual7w
     from tests.visual7w_source import write_json, write_source
+    from vlmoe.data_prep import visual7w
 
     content = write_source(tmp_path / "raw", images=6)
     content["images"][0]["qa_pairs"][0]["question"] = "What is it? " * 400
@@ -218,8 +218,8 @@ def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory
 
 
 def test_a_test_question_too_long_is_told_and_wrong(train, tmp_path, small, capsys):
-    from data_prep import visual7w
     from tests.visual7w_source import write_json, write_source
+    from vlmoe.data_prep import visual7w
 
     content = write_source(tmp_path / "raw", images=6)
     (last,) = (image for image in content["images"][-1:])

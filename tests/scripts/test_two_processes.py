@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep import scienceqa
 from tests.parquet_source import scienceqa_row, write_scienceqa
 from tests.scripts.conftest import SCRIPTS
+from vlmoe.data_prep import scienceqa
 from vlmoe.train.record.checkpoint import found
 
 pytestmark = pytest.mark.slow
@@ -138,7 +138,7 @@ def test_one_is_told_to_stop_and_all_go_on_with_their_own_dropout(small, forks, 
     before = "moments.second_process_is_told_to_stop"
     ended = forks.train(tmp_path, *flags, world=2, before=before)
     assert ended.codes == [0, 0], ended.out
-    assert "go on with\npython scripts/train_llava.py --output run --resume\n" in ended.out
+    assert "go on with\nvlmoe train --output run --resume\n" in ended.out
     assert list(found(tmp_path / "run")) == [4, 3]
     states = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "random.safetensors")
     assert not torch.equal(states["cpu.0"], states["cpu.1"])

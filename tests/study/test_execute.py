@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep import shapes
 from tests.study.fabricated import finished, study
+from vlmoe.data_prep import shapes
 from vlmoe.errors import Diverged, UserError
 from vlmoe.files import write_text
 from vlmoe.study import execute as module

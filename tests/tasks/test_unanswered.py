@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep import visual7w
 from tests.visual7w_source import write_source
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture, load_mixture
+from vlmoe.data_prep import visual7w
 from vlmoe.finite import NO_NUMBERS, NotFinite
 from vlmoe.models.load import load_base
 from vlmoe.tasks.collator import Collator

@@ -67,7 +67,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not (directory / MANIFEST).is_file():
         raise UserError(
             f"{directory} is not a prepared dataset (it has no {MANIFEST}): "
-            "the commands in data_prep/ turn a raw source into one"
+            "vlmoe prepare turns a raw source into one"
         )
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if version != FORMAT:
         raise UserError(
             f"{directory} is in format {version}, this vlmoe reads format {FORMAT}: "
-            "prepare the dataset again with this version's data_prep"
+            "prepare the dataset again with this version's vlmoe prepare"
         )
     return manifest
 

@@ -1,6 +1,6 @@
 """Questions of any source -> a prepared dataset on disk.
 
-A layout reader (``data_prep/*.py``) yields a ``Question`` or a ``Rejected`` for every record
+A layout reader (``vlmoe/data_prep/``) yields a ``Question`` or a ``Rejected`` for every record
 of its source; everything else is the same for all of them and lies here.
 """
 

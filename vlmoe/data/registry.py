@@ -10,35 +10,30 @@ from pathlib import Path
 
 from vlmoe.data.dataset import is_prepared, read_manifest
 from vlmoe.errors import UserError
+from vlmoe.program import as_typed
 
-# The scripts are run, never imported: data_prep uses vlmoe, so imports stay one way.
-REPOSITORY = Path(__file__).resolve().parents[2]
+# Run, not imported: who prepares imports from here, and imports stay one way.
+PREPARE = (sys.executable, "-m", "vlmoe", "prepare")
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a dataset is made.
+    """How the dataset of a name is made: by ``vlmoe prepare NAME``.
 
     Attributes:
-        script: relative to the repository's root.
-        options: what the script needs beside ``--out``.
+        options: what the command needs beside ``--out``.
         automatic: made on first use, because it needs nothing that is not here already.
     """
 
-    script: str
     options: str = ""
     automatic: bool = False
 
-    def command(self, out: str | Path) -> str:
-        """The command that makes it, as one types it."""
-        return " ".join(filter(None, ["python", self.script, self.options, f"--out {out}"]))
-
 
 DATASETS: dict[str, Source] = {
-    "scienceqa": Source("data_prep/scienceqa.py", "--source derek-thomas/ScienceQA"),
-    "shapes": Source("data_prep/shapes.py", automatic=True),
-    "visual7w": Source("data_prep/visual7w.py", "--source RAW_DIR"),
-    "vmcbench": Source("data_prep/vmcbench.py", "--source suyc21/VMCBench"),
+    "scienceqa": Source("--source derek-thomas/ScienceQA"),
+    "shapes": Source(automatic=True),
+    "visual7w": Source("--source RAW_DIR"),
+    "vmcbench": Source("--source suyc21/VMCBench"),
 }
 
 
@@ -109,14 +104,13 @@ def _roots() -> list[Path]:
 
 
 def _make(name: str, source: Source, out: Path) -> Path:
-    command = source.command(out)
+    command = " ".join(filter(None, [f"vlmoe prepare {name}", source.options, f"--out {out}"]))
     if not source.automatic:
         raise UserError(f"the dataset {name!r} is not at {out} yet; make it with: {command}")
-    script = REPOSITORY / source.script
-    if not script.is_file():
-        raise UserError(f"the dataset {name!r} is made by {script}, which does not exist")
-    print(f"The dataset {name!r} is not at {out} yet. Making it once: {command}", flush=True)
-    done = subprocess.run([sys.executable, str(script), "--out", str(out)], check=False)
+    print(
+        as_typed(f"The dataset {name!r} is not at {out} yet. Making it once: {command}"), flush=True
+    )
+    done = subprocess.run([*PREPARE, name, "--out", str(out)], check=False)
     # Another process may have made it at the same time (several ranks starting at once):
     # then ours was refused, and the dataset is there all the same.
     if not is_prepared(out):

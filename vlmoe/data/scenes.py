@@ -1,6 +1,6 @@
 """Rendered scenes: a few coloured shapes on a plain ground, and questions with one right answer.
 
-`data_prep/shapes.py` makes a multiple-choice data set of them; `scripts/build_tiny.py` trains
+`vlmoe prepare shapes` makes a multiple-choice data set of them; `scripts/build_tiny.py` trains
 the built-in base on their captions and on the same questions asked openly, without options.
 """
 

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from vlmoe.adapter.load import find_adapter
 from vlmoe.choices import DTYPES, QUANTIZE
 from vlmoe.data.mix import Mixture, load_mixture
 from vlmoe.data.registry import locate_all
-from vlmoe.demo.engine import Engine
 from vlmoe.demo.guard.connections import Places
 from vlmoe.demo.guard.headers import SafeHeaders
 from vlmoe.demo.guard.hosts import LOOPBACK, Hosts, believed, name_of, network, own_names
@@ -25,17 +23,18 @@ from vlmoe.demo.stack import SURROUNDINGS_MB, application, guarded, public_link
 from vlmoe.demo.uploads import removed_in_time
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser
-from vlmoe.models.load import resolve_device
 from vlmoe.train.record.finished import NONE, common_base, name_adapters
 
 if TYPE_CHECKING:
     import gradio as gr
 
+    from vlmoe.demo.engine import Engine
+
 LARGEST = 1_000_000  # of a limit; in seconds it is what a socket can wait
 
 
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
-    """The flags of ``demo/app.py``."""
+    """The flags of the demo."""
     usual = Limits()
     parser = Parser(description=description)
     parser.add_argument(
@@ -135,6 +134,11 @@ def make_engine(args: argparse.Namespace) -> Engine:
     Raises:
         UserError: an adapter is not there, two have different bases, or there is no such device.
     """
+    # They take seconds: --help and a mistyped flag answer before them.
+    from vlmoe.adapter.load import find_adapter
+    from vlmoe.demo.engine import Engine
+    from vlmoe.models.load import resolve_device
+
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {name: find_adapter(given) for name, given in adapters.items()}
     return Engine(

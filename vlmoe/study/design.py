@@ -4,7 +4,7 @@ The YAML file of a study holds:
 
 title        what the page is headed
 note         what a reader has to know about the base and the data, stands under the title
-settings     of every run: anything that scripts/train_llava.py takes
+settings     of every run: anything that vlmoe train takes
 contenders   name -> settings: who is compared; most set `optim`
 conditions   name -> settings: where, such as another dataset or number of experts (default: one)
 seeds        of the runs that are reported

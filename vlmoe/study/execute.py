@@ -51,7 +51,7 @@ def check_data(study: Study) -> None:
         if lacking := sorted(needed - splits):
             raise UserError(
                 f"{dataset} has no split {' and '.join(lacking)}: test is what runs are scored on, "
-                "validation what learning rates are chosen by (data_prep/vmcbench.py has "
+                "validation what learning rates are chosen by (vlmoe prepare vmcbench has "
                 "--protocol split; or leave `lr` out of the study)"
             )
 

@@ -116,7 +116,7 @@ def _accuracy(config: TrainConfig, base_numbers: dict[str, Any], numbers: dict[s
 ```
 
 Intervals are Wilson's 95% intervals over questions. Remake these numbers with
-`python scripts/evaluate.py --adapter RUN {remake}`."""
+`vlmoe evaluate --adapter RUN {remake}`."""
 
 
 def _origin(config: TrainConfig) -> str:

@@ -26,6 +26,7 @@ from vlmoe.files import make_folder, remove_leftovers, write_json, write_jsonl, 
 from vlmoe.finite import TrainedAway
 from vlmoe.models.family import family_of
 from vlmoe.models.forward import bare
+from vlmoe.program import as_typed
 from vlmoe.tasks.metrics import METRICS, PREDICTIONS, SUBMISSION, write_report
 from vlmoe.tasks.score import Scored
 from vlmoe.train.questions import DRAW_SEED
@@ -96,9 +97,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """What goes on with the run (behind the same launcher, if there was one)."""
-        return shlex.join(
-            ["python", "scripts/train_llava.py", "--output", str(self.path), "--resume"]
-        )
+        return as_typed(shlex.join(["vlmoe", "train", "--output", str(self.path), "--resume"]))
 
     def start(self, config: TrainConfig, skipped: Sequence[dict[str, str]]) -> None:
         """Make the directory, with the settings and the questions that cannot be trained on.
@@ -269,7 +268,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _scoring_settings(config: TrainConfig, scored: int) -> dict[str, Any]:
-    """How a run's test questions are scored, in the words of ``scripts/evaluate.py``."""
+    """How a run's test questions are scored, in the words of ``vlmoe evaluate``."""
     return {
         "dataset": config.dataset,
         "split": "test",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.fault import Fault
-from data_prep.text import open_text
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.text import open_text
 from vlmoe.errors import UserError
 
 DELIMITERS = "\t,;|"  # of lines without a tab the most frequent; Excel writes ; in half of Europe

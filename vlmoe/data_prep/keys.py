@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from data_prep.fault import Fault
 from vlmoe.data.example import LETTERS
+from vlmoe.data_prep.fault import Fault
 from vlmoe.errors import UserError
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from data_prep.fault import Fault
-from data_prep.keys import empty
 from vlmoe.data.image import ImageError, read_picture
 from vlmoe.data.pictures import ENDINGS, Picture, content_name
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.keys import empty
 
 LARGEST = 512_000_000  # bytes of a file; a picture of the most pixels has about half of it
 SHORTEST_BASE64 = 64  # characters; no picture's file is as small, and few names are as long

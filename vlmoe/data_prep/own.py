@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.cells import INSIDE
-from data_prep.fault import Fault
-from data_prep.keys import empty
 from vlmoe.data.example import LETTERS, UNLABELLED
 from vlmoe.data.lettering import LettersOutOfOrder, narrow, read_mark, strip_letters
 from vlmoe.data.prepare import LETTERED
 from vlmoe.data.turn import PICTURE
+from vlmoe.data_prep.cells import INSIDE
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.keys import empty
 
 ANSWERS = ("auto", "index", "letter", "text")
 

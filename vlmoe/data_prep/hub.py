@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.fault import Fault
-from data_prep.keys import check_columns
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.keys import check_columns
 from vlmoe.errors import UserError
 
 ROWS_AT_ONCE = 64  # pictures lie in the rows, so few of them are held at a time

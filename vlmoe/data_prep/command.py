@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vlmoe.data.dataset import REJECTED
 from vlmoe.data.prepare import Writing
-from vlmoe.errors import run_command
 from vlmoe.flags import Parser
 
 
@@ -106,14 +103,6 @@ def _count(text: str) -> int:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-
-
-def run(main: Callable[[], int | None]) -> None:
-    """Run a preparation command as a program."""
-    # Pillow grumbles about odd files as it opens them. What cannot be used is reported as
-    # rejected, once and with its reason.
-    warnings.filterwarnings("ignore", module=r"PIL\b")
-    run_command(main)
 
 
 def print_summary(manifest: dict[str, Any], out: Path) -> None:

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_prep.fault import Fault
-from data_prep.keys import find_columns
-from data_prep.text import open_text
+from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.keys import find_columns
+from vlmoe.data_prep.text import open_text
 from vlmoe.errors import UserError
 
 # Characters of one record, and of a file that must be read whole. A picture in base64 has a few

@@ -1,0 +1,97 @@
+"""The command ``vlmoe``: quick, complete, and called by the name that was typed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import vlmoe
+from vlmoe.commands import main
+from vlmoe.data_prep import READERS
+from vlmoe.program import COMMANDS, SCRIPTS, as_typed
+
+ROOT = Path(__file__).parents[1]
+
+
+def ended(capsys, *words: str, code: int = 0) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert (end.value.code or 0) == code
+    return capsys.readouterr()
+
+
+def test_the_help_names_every_command_that_is_there(capsys):
+    told, _ = ended(capsys, "--help")
+    files = {path.stem for path in (ROOT / "vlmoe/commands").glob("*.py")} - {"__init__"}
+    assert files == set(COMMANDS)
+    assert all(f"  {name} " in told for name in COMMANDS)
+    assert ended(capsys, code=2)[0] == told
+    assert ended(capsys, "--version")[0] == f"vlmoe {vlmoe.__version__}\n"
+
+
+def test_every_reader_is_there(capsys):
+    told, _ = ended(capsys, "prepare", "--help")
+    assert all(f"  {name} " in told for name in READERS)
+    for name in READERS:
+        assert callable(import_module(f"vlmoe.data_prep.{name}").main)
+        assert f'run_script("prepare", "{name}")' in (ROOT / f"data_prep/{name}.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "error: unknown command 'trian'"),
+        (["prepare", "visual7"], "(did you mean 'visual7w'?)"),
+        (["train", "--learning-rate", "1"], "(did you mean --lr?)"),
+        (["compare", "a", "b", "--show", "-1"], "--show must be at least 0"),
+    ],
+)
+def test_mistakes(capsys, words, told):
+    out, err = ended(capsys, *words, code=2)
+    assert told in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"prepare {name}" for name in READERS)])
+def test_each_is_called_as_it_was_typed(capsys, name, monkeypatch):
+    if name == "benchmark":
+        pytest.importorskip("torch")
+    monkeypatch.setattr(sys, "argv", ["vlmoe"])
+    told, _ = ended(capsys, *name.split(), "--help")
+    assert told.startswith(f"usage: vlmoe {name}")
+    assert "python scripts" not in told
+
+
+def test_help_takes_a_moment():
+    """What takes long is what is imported: nothing but Python's own."""
+    command = [sys.executable, "-X", "importtime", "-m", "vlmoe", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    rows = [line.split("|") for line in done.stderr.splitlines() if "|" in line]
+    names = {row[2].strip().split(".")[0] for row in rows}
+    foreign = names & {
+        "torch",
+        "transformers",
+        "peft",
+        "yaml",
+        "PIL",
+        "numpy",
+        "datasets",
+        "gradio",
+    }
+    assert not foreign
+
+
+def test_a_script_of_a_checkout_is_told_as_one(monkeypatch, capsys):
+    text = "go on with vlmoe train --resume; vlmoe prepare shapes --out data/shapes; vlmoe 0.1"
+    assert as_typed(text) == text
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts/train_llava.py")])
+    assert as_typed(text) == (
+        "go on with python scripts/train_llava.py --resume; "
+        "python data_prep/shapes.py --out data/shapes; vlmoe 0.1"
+    )
+    for file in SCRIPTS.values():
+        assert (ROOT / file.split()[0]).is_file()

@@ -1,0 +1,12 @@
+"""Raw sources -> prepared datasets."""
+
+READERS = {
+    "visual7w": "the official Visual7W files",
+    "vmcbench": "VMCBench, from the hub, its files or the TSV",
+    "scienceqa": "ScienceQA, from the hub or its files",
+    "jsonl": "your own questions: JSON lines, LLaVA-style conversations",
+    "shapes": "rendered scenes, which need no source at all",
+    "check": "looks a prepared dataset over",
+}
+"""What ``vlmoe prepare NAME`` and ``data_prep/NAME.py`` run, and a line about it: the module of
+that name in this package, which has a ``main``."""
