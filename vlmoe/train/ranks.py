@@ -41,10 +41,10 @@ def check(accelerator: Accelerator, *, init: str, quantize: str) -> None:
         raise UserError(
             "DeepSpeed's ZeRO hands the optimizer flat slices of all parameters, in which no pair "
             "of factors is whole, so it cannot be preconditioned: take "
-            "configs/accelerate/fsdp2.yaml, which shards as much"
+            "accelerate/fsdp2 (vlmoe configs), which shards as much"
         )
     if kind == DistributedType.MEGATRON_LM:
-        raise UserError("Megatron-LM is not supported: take configs/accelerate/fsdp2.yaml")
+        raise UserError("Megatron-LM is not supported: take accelerate/fsdp2 (vlmoe configs)")
     if not is_sharded(accelerator):
         return
     faults = []
@@ -53,12 +53,12 @@ def check(accelerator: Accelerator, *, init: str, quantize: str) -> None:
     if quantize != "none":
         faults.append(
             f"--quantize {quantize} does not go with FSDP: a quantized base fits on each device, "
-            "take configs/accelerate/ddp.yaml"
+            "take accelerate/ddp (vlmoe configs)"
         )
     if init == "goat":
         faults.append(
             "--init goat writes into the base weight, which FSDP shards: take "
-            "configs/accelerate/ddp.yaml"
+            "accelerate/ddp (vlmoe configs)"
         )
     if faults:
         raise UserError(faults)
