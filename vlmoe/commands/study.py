@@ -32,9 +32,7 @@ from vlmoe.study.source import read_study
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     given = ", ".join(names(STUDIES))
-    parser.add_argument(
-        "study", metavar="STUDY", help=f"a YAML file, or {', '.join(names(STUDIES))}"
-    )
+    parser.add_argument("study", metavar="STUDY", help=f"a YAML file, or {given}")
     parser.add_argument("--output", type=Path, help="the study's folder (default runs/STUDY)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
                         help="changes of the file's `settings`: max_steps=100")  # fmt: skip
