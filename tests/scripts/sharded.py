@@ -1,6 +1,6 @@
 """FSDP2 on the CPU.
 
-accelerate reads configs/accelerate/fsdp2.yaml into variables of the environment, but shards on
+accelerate reads accelerate/fsdp2.yaml into variables of the environment, but shards on
 accelerators only. On the CPU it is told so here; all else is as on a GPU.
 """
 
@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard
 
 from vlmoe.train import ranks
 
-CONFIG = Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp2.yaml"
+CONFIG = Path(__file__).parents[2] / "vlmoe" / "configs" / "accelerate" / "fsdp2.yaml"
 prepare = ranks.prepare
 
 
