@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tests.models_for_tests import (
@@ -24,7 +25,10 @@ from tests.models_for_tests import (
 )
 from tests.vision_models_for_tests import KINDS, save_small_vision
 from vlmoe.adapter import RoutingRecorder, load_adapter
-from vlmoe.adapter.sites import path_tower
+from vlmoe.adapter.layer import adapted_layers
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.towers import path_tower, unread_layers
+from vlmoe.choices import TARGETS
 from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
@@ -172,6 +176,35 @@ def test_shared_is_alone_with_every_gradient(base):
     finally:
         checkpoint_activations(base.model, on=False)
         model.unload().eval()
+
+
+def test_the_words_for_layers(base):
+    """Each names what the one before does and more, by a pattern, and nothing without gradient."""
+    batch, found = Collator.of(base.reader).training(questions(base)), [set[str]()]
+    for target in TARGETS:
+        model = adapt(base.model, TrainConfig(experts=2, top_k=1, rank=1, target=target))
+        try:
+            sites = dict(adapted_layers(model))
+            answer_loss(model, batch).backward()
+            moved = {path for path, site in sites.items() if site.moe_lora_B["default"].grad.any()}
+            assert moved == sites.keys()
+            pattern = model.peft_config["default"].target_modules
+        finally:
+            model.unload()
+        found.append({path.removeprefix("base_model.model.") for path in sites})
+        assert set(find_sites(base.model, pattern)) == found[-1]
+        towers = {path_tower(path) for path in sites}
+        assert towers >= ({"vision", "language"} if family_of(base.model.config).sees else set())
+    none, attention, blocks, whole = found
+    assert none < attention < blocks <= whole
+    head = base.model.get_output_embeddings()
+    unread = [f"{path}." for path in unread_layers(base.model)]
+    assert whole == {
+        path
+        for path, module in base.model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+        if not any(f"{path}.".startswith(at) for at in unread)
+    }
 
 
 @pytest.mark.parametrize("scoring", ["letter", "option", "generate"])
