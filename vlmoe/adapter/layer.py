@@ -38,6 +38,15 @@ class AdapterSettings(NamedTuple):
     gate_rescale: str
 
 
+class DeclaredPart(NamedTuple):
+    """What an optimizer has to know of one adapter (``vlmoe.optim.create.Part``)."""
+
+    pair: FactorPair
+    gate: nn.Parameter
+    gate_rescale: str
+    starts_small: bool
+
+
 class MoELoraLayer(nn.Module, BaseTunerLayer):
     """``y = W x + (lora_alpha / r) * sum_i g_i(x) B_i A_i dropout(x)`` for the active adapters.
 
@@ -181,6 +190,14 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     def gate(self, adapter_name: str = "default") -> nn.Parameter:
         """The router (E, in) of one adapter."""
         return self.moe_lora_gate[adapter_name]
+
+    def declared_parts(self) -> Iterator[DeclaredPart]:
+        """What an optimizer has to know of every adapter of the layer, trained or not."""
+        for name, settings in self.settings.items():
+            goat = name in self.moe_lora_start_A
+            yield DeclaredPart(
+                self.factor_pair(name), self.gate(name), settings.gate_rescale, starts_small=goat
+            )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Refused: the update depends on the token.
