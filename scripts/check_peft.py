@@ -154,7 +154,7 @@ _update = MoELoraLayer.update_layer
 
 def _update_and_fill(self: MoELoraLayer, adapter_name: str, config: MoELoraConfig) -> None:
     _update(self, adapter_name, config)
-    B = self.moe_lora_B[adapter_name]
+    B = self.factor_pair(adapter_name).B
     if not getattr(config, "init_lora_weights", True) and not B.is_meta:
         with torch.no_grad():
             B.normal_(std=0.5)

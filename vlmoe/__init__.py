@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlmoe.adapter.switch import AdapterSwitch
     from vlmoe.errors import UserError
     from vlmoe.models.load import load_base
-    from vlmoe.optim import RiemannianAdamW, RiemannianSGD, build_optimizer
+    from vlmoe.optim import RiemannianAdamW, RiemannianSGD, build_optimizer, create_optimizer
     from vlmoe.tasks.collator import Collator
     from vlmoe.tasks.predict import Predictor
 
@@ -37,6 +37,7 @@ __all__ = [
     "RoutingRecorder",
     "UserError",
     "build_optimizer",
+    "create_optimizer",
     "factor_pairs",
     "gates",
     "load_adapter",
@@ -54,6 +55,7 @@ _AT = {
     "RoutingRecorder": "vlmoe.adapter",
     "UserError": "vlmoe.errors",
     "build_optimizer": "vlmoe.optim",
+    "create_optimizer": "vlmoe.optim",
     "factor_pairs": "vlmoe.adapter",
     "gates": "vlmoe.adapter",
     "load_adapter": "vlmoe.adapter",

@@ -36,7 +36,7 @@ def linear_layer(dtype: torch.dtype = torch.float32, **values: object) -> MoELor
     base = nn.Linear(6, 5, dtype=dtype)
     layer = MoELoraLayer(base, "default", MoELoraConfig(**{**SMALL, **values}))
     with torch.no_grad():
-        layer.moe_lora_B["default"].normal_()
+        layer.factor_pair().B.normal_()
     return layer
 
 
@@ -206,9 +206,9 @@ def test_declared_pairs_and_gates(tiny_random_llava: LlavaForConditionalGenerati
     assert declared == trainable
     names = {id(p): name for name, p in adapted.named_parameters()}
     for (A, B), gate in zip(pairs, routers, strict=True):
-        path = names[id(A)].removesuffix(".moe_lora_A.default")
-        assert names[id(B)] == f"{path}.moe_lora_B.default"
-        assert names[id(gate)] == f"{path}.moe_lora_gate.default"
+        path = names[id(A)].removesuffix(".moe_lora_A.default.weight")
+        assert names[id(B)] == f"{path}.moe_lora_B.default.weight"
+        assert names[id(gate)] == f"{path}.moe_lora_gate.default.weight"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

@@ -110,12 +110,12 @@ def test_one_tensor_that_gets_nothing() -> None:
     adapted = adapt(small_llava())
     backward(adapted)
     path, layer = list(adapted_layers(adapted))[11]
-    layer.moe_lora_B["default"].grad.zero_()
+    layer.factor_pair().B.grad.zero_()
     error = caught(adapted)
-    assert error.names == [f"{path}.moe_lora_B.default"]
-    assert f"{path}: moe_lora_B.default (all zero)" in str(error)
-    layer.moe_lora_A["default"].grad = None
-    assert caught(adapted).names == [f"{path}.moe_lora_{kind}.default" for kind in "AB"]
+    assert error.names == [f"{path}.moe_lora_B.default.weight"]
+    assert f"{path}: moe_lora_B.default.weight (all zero)" in str(error)
+    layer.factor_pair().A.grad = None
+    assert caught(adapted).names == [f"{path}.moe_lora_{kind}.default.weight" for kind in "AB"]
 
 
 def test_one_expert_may_go_without() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_both_sides_see_the_factors_from_before_the_step(optimizer_cls):
 @BOTH
 def test_plain_groups_are_torchs(optimizer_cls):
     toy, other = Toy(), Toy()
-    ours = optimizer_cls([{"params": toy.params}], lr=1e-2, weight_decay=0.1)
+    ours = optimizer_cls([{"params": toy.params, "paired": False}], lr=1e-2, weight_decay=0.1)
     if optimizer_cls is RiemannianSGD:
         torchs = torch.optim.SGD(other.params, lr=1e-2, weight_decay=0.1)
     else:
@@ -513,6 +514,17 @@ def test_pairs_that_do_not_fit(optimizer_cls, pair, message):
 def test_options_out_of_range(cls, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         cls(groups(Toy()), **options)
+
+
+@BOTH
+def test_groups_without_pairs_are_warned_of_by_name(optimizer_cls):
+    """Such as those that transformers' Trainer makes for ``optimizer_cls_and_kwargs``."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    with pytest.warns(UserWarning, match=f"{optimizer_cls.__name__} got no group with pairs"):
+        optimizer_cls([{"params": [parameter], "weight_decay": 0.1}, {"params": []}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer_cls([{"params": [parameter], "paired": False}])
 
 
 @BOTH

@@ -39,7 +39,7 @@ def adapted() -> tuple[Base, Predictor]:
     torch.manual_seed(0)
     model = get_peft_model(base.model, MoELoraConfig(num_experts=4, top_k=2, r=2))
     for _, layer in adapted_layers(model):
-        for parameter in (layer.moe_lora_B["default"], layer.gate()):
+        for parameter in (layer.factor_pair().B, layer.gate()):
             torch.nn.init.normal_(parameter, std=0.2)
     return base, Predictor(model.eval(), Collator.of(base.reader))
 

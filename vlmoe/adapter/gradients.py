@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
+from vlmoe.adapter.names import FACTORS, GATE, WEIGHT
 from vlmoe.adapter.towers import (
     layer_number,
     path_tower,
@@ -50,7 +51,7 @@ def check_gradients(model: nn.Module, *, loss_scaled: bool = False) -> None:
         GradientError: names the tensors at fault and the likely cause.
     """
     checked = [
-        _Checked(path, f"{kind}.{adapter}", _gradient_fault(parameter.grad, may_vanish))
+        _Checked(path, f"{kind}.{adapter}.{WEIGHT}", _gradient_fault(parameter.grad, may_vanish))
         for path, layer in adapted_layers(model)
         for adapter in _training_adapters(layer)
         for kind, parameter, may_vanish in _expectations(layer, adapter)
@@ -86,9 +87,9 @@ def _expectations(layer: MoELoraLayer, adapter: str) -> list[tuple[str, nn.Param
     return [
         (kind, parameter, may_vanish)
         for kind, parameter, may_vanish in (
-            ("moe_lora_A", A, starts),
-            ("moe_lora_B", B, False),
-            ("moe_lora_gate", layer.gate(adapter), starts or always_one),
+            (FACTORS[0], A, starts),
+            (FACTORS[1], B, False),
+            (GATE, layer.gate(adapter), starts or always_one),
         )
         if parameter.requires_grad
     ]

@@ -14,6 +14,7 @@ from vlmoe.adapter.config import MoELoraConfig
 from vlmoe.adapter.goat import goat_factors, goat_residual, goat_scale
 from vlmoe.adapter.initialize import new_factors
 from vlmoe.adapter.mixture import FactorPair, routed_mixture
+from vlmoe.adapter.names import FACTORS, GATE, STARTS, WEIGHT, old_in_model
 from vlmoe.errors import UserError
 
 NO_MERGE = (
@@ -36,6 +37,27 @@ class AdapterSettings(NamedTuple):
     """lora_alpha / r; of GOAT sqrt(3 in / r)"""
     dropout: float
     gate_rescale: str
+
+
+class DeclaredPart(NamedTuple):
+    """What an optimizer has to know of one adapter (``vlmoe.optim.create.Part``)."""
+
+    pair: FactorPair
+    gate: nn.Parameter
+    gate_rescale: str
+    starts_small: bool
+
+
+class Held(nn.Module):
+    """One tensor of one adapter: a module, so that its name is ``<kind>.<adapter>.weight``."""
+
+    def __init__(self, tensor: Tensor, requires_grad: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(tensor, requires_grad=requires_grad)
+
+    def put(self, tensor: Tensor) -> None:
+        """Another tensor in its place, trained if the old one was."""
+        self.weight = nn.Parameter(tensor, requires_grad=self.weight.requires_grad)
 
 
 class MoELoraLayer(nn.Module, BaseTunerLayer):
@@ -63,8 +85,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         tied: the weight belongs to another module as well; it is put back as that very parameter.
     """
 
-    tensor_kinds = ("moe_lora_A", "moe_lora_B", "moe_lora_gate")
-    start_kinds = ("moe_lora_start_A", "moe_lora_start_B")
+    tensor_kinds = (*FACTORS, GATE)
+    start_kinds = STARTS
     adapter_layer_names = tensor_kinds
     other_param_names = ("settings", *start_kinds)
     routing_listener: RoutingListener | None = None
@@ -83,17 +105,17 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.in_features: int = base_layer.in_features
         self.out_features: int = base_layer.out_features
-        # One ParameterDict for each kind of tensor: PEFT cuts the adapter's name, the last part
-        # of the key, when it saves.
-        self.moe_lora_A = nn.ParameterDict()
-        self.moe_lora_B = nn.ParameterDict()
-        self.moe_lora_gate = nn.ParameterDict()
-        self.moe_lora_start_A = nn.ParameterDict()
-        self.moe_lora_start_B = nn.ParameterDict()
+        # By adapter, as the layers of PEFT itself hold theirs: its functions, and tools that look
+        # for an adapter's name among those of the parameters, know their way here.
+        self.moe_lora_A = nn.ModuleDict()
+        self.moe_lora_B = nn.ModuleDict()
+        self.moe_lora_gate = nn.ModuleDict()
+        self.moe_lora_start_A = nn.ModuleDict()
+        self.moe_lora_start_B = nn.ModuleDict()
         self._tied = tied
         self._whole_weight: Tensor | None = None  # W, while W_res is in its place
         self._taken_out: list[str] = []  # the adapters whose start is missing from the weight
-        self._made_of: list[tuple[nn.Parameter, int]] = []  # `_starts` when it was taken out
+        self._made_of: list[tuple[Tensor, int]] = []  # `_starts` when it was taken out
         self.register_load_state_dict_post_hook(_after_loading)
         self.register_state_dict_post_hook(_save_whole_weight)
         self.settings: dict[str, AdapterSettings] = {}
@@ -114,11 +136,11 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         goat = config.init == "goat"
         factors = new_factors(config.num_experts, config.r, self.in_features, self.out_features)
         for name, tensor in zip(self.tensor_kinds, factors, strict=True):
-            getattr(self, name)[adapter_name] = nn.Parameter(tensor)
+            getattr(self, name)[adapter_name] = Held(tensor)
         for name, tensor in zip(self.start_kinds, factors[:2], strict=True):
             starts = getattr(self, name)
             if goat:
-                starts[adapter_name] = nn.Parameter(tensor.clone(), requires_grad=False)
+                starts[adapter_name] = Held(tensor.clone(), requires_grad=False)
             elif adapter_name in starts:
                 del starts[adapter_name]
         scaling = goat_scale(self.in_features, config.r) if goat else config.lora_alpha / config.r
@@ -126,7 +148,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             config.top_k, scaling, config.lora_dropout, config.gate_rescale
         )
         # PEFT makes adapters on the meta device when a file is about to fill them.
-        if goat and not self.moe_lora_A[adapter_name].is_meta:
+        if goat and not self.gate(adapter_name).is_meta:
             self._start_from_singular_values(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -148,9 +170,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
                 y = y - self._start_output(name, x).to(y.dtype)
             y, logits, gates = routed_mixture(
                 x,
-                self.moe_lora_A[name],
-                self.moe_lora_B[name],
-                self.moe_lora_gate[name],
+                *self.factor_pair(name),
+                self.gate(name),
                 top_k=top_k,
                 scaling=scaling,
                 gate_rescale=gate_rescale,
@@ -164,23 +185,25 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """The tensors of all its adapters, the frozen ones too."""
         for kind in (*self.tensor_kinds, *self.start_kinds):
-            yield from getattr(self, kind).values()
-
-    def saved_tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
-        """What is saved of one adapter, by kind."""
-        return {
-            kind: getattr(self, kind)[adapter_name]
-            for kind in (*self.tensor_kinds, *self.start_kinds)
-            if adapter_name in getattr(self, kind)
-        }
+            for held in getattr(self, kind).values():
+                yield held.weight
 
     def factor_pair(self, adapter_name: str = "default") -> FactorPair:
         """The factors ``A`` (E, r, in) and ``B`` (E, r, out) of one adapter, as a declared pair."""
-        return FactorPair(self.moe_lora_A[adapter_name], self.moe_lora_B[adapter_name])
+        A, B = FACTORS
+        return FactorPair(self._held(A, adapter_name).weight, self._held(B, adapter_name).weight)
 
     def gate(self, adapter_name: str = "default") -> nn.Parameter:
         """The router (E, in) of one adapter."""
-        return self.moe_lora_gate[adapter_name]
+        return self._held(GATE, adapter_name).weight
+
+    def declared_parts(self) -> Iterator[DeclaredPart]:
+        """What an optimizer has to know of every adapter of the layer, trained or not."""
+        for name, settings in self.settings.items():
+            goat = name in self.moe_lora_start_A
+            yield DeclaredPart(
+                self.factor_pair(name), self.gate(name), settings.gate_rescale, starts_small=goat
+            )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Refused: the update depends on the token.
@@ -227,13 +250,13 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         return self.base_layer
 
     def _start_from_singular_values(self, adapter_name: str) -> None:
-        A, B = goat_factors(self._read_weight(), *self.moe_lora_A[adapter_name].shape[:2])
+        A, B = goat_factors(self._read_weight(), *self.factor_pair(adapter_name).A.shape[:2])
         with torch.no_grad():
             for kinds, start in zip(
                 zip(self.tensor_kinds, self.start_kinds, strict=False), (A, B), strict=True
             ):
                 for kind in kinds:
-                    getattr(self, kind)[adapter_name].copy_(start)
+                    self._held(kind, adapter_name).weight.copy_(start)
 
     def _read_weight(self) -> Tensor:
         """W (out, in), whatever is in its place, and dequantized."""
@@ -264,7 +287,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         wanted = [
             name
             for name in ([] if self.disable_adapters else self.active_adapters)
-            if name in self.moe_lora_start_A and not self.moe_lora_start_A[name].is_meta
+            if name in self.moe_lora_start_A and not self._start(name)[0].is_meta
         ]
         if wanted == self._taken_out and not anew:
             return
@@ -272,10 +295,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         if not wanted or not self._writable:
             return
         weight = self.base_layer.weight
-        starts = [
-            (self.moe_lora_start_A[n], self.moe_lora_start_B[n], self.settings[n].scaling)
-            for n in wanted
-        ]
+        starts = [(*self._start(name), self.settings[name].scaling) for name in wanted]
         residual = goat_residual(weight.detach(), starts)
         self._whole_weight = weight if self._tied else weight.detach().to("cpu")
         # A new Parameter, not new numbers in the old one: another module may share that.
@@ -301,11 +321,9 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self._whole_weight = None
         self._taken_out, self._made_of = [], []
 
-    def _starts(self) -> list[tuple[nn.Parameter, int]]:
+    def _starts(self) -> list[tuple[Tensor, int]]:
         """What the residual is made of: the tensors, and how often each was written to."""
-        starts = [
-            getattr(self, kind)[name] for name in self._taken_out for kind in self.start_kinds
-        ]
+        starts = [start for name in self._taken_out for start in self._start(name)]
         return [(start, 0 if start.is_inference() else start._version) for start in starts]
 
     def _is_stale(self) -> bool:
@@ -314,12 +332,22 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             for (now, writes), (then, written) in zip(self._starts(), self._made_of, strict=True)
         )
 
+    def _start(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """The first factors of a GOAT adapter."""
+        A, B = (self._held(kind, adapter_name).weight for kind in self.start_kinds)
+        return A, B
+
+    def _held(self, kind: str, adapter_name: str) -> Held:
+        return getattr(self, kind)[adapter_name]
+
     def _put_weight(self, weight: nn.Parameter) -> None:
         # Not registered: where PEFT makes adapters that a file is about to fill, every parameter
         # that is registered goes to the meta device, and no file would fill this one.
         self.base_layer._parameters["weight"] = weight
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in [name for name in state_dict if old_in_model(name.removeprefix(prefix))]:
+            state_dict[f"{name}.{WEIGHT}"] = state_dict.pop(name)
         if f"{prefix}base_layer.weight" in state_dict:
             self._restore_weight()  # a state dict holds W; the residual follows in `_after_loading`
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -331,7 +359,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
 
     def _start_output(self, adapter_name: str, x: Tensor) -> Tensor:
         """(s / E) sum_j B_j A_j x of an adapter's start: what a quantized weight has too much."""
-        A, B = (getattr(self, kind)[adapter_name].to(x.dtype) for kind in self.start_kinds)
+        A, B = (start.to(x.dtype) for start in self._start(adapter_name))
         scale = self.settings[adapter_name].scaling / len(A)
         return (scale * (x @ A.flatten(0, 1).T)) @ B.flatten(0, 1)
 
@@ -346,13 +374,11 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         if device is None:
             return
         for name in (*self.tensor_kinds, *self.start_kinds):
-            tensors = getattr(self, name)
-            if adapter_name not in tensors:
+            if adapter_name not in getattr(self, name):
                 continue
-            if tensors[adapter_name].device not in (device, torch.device("meta")):
-                moved = tensors[adapter_name].detach().to(device)
-                trains = tensors[adapter_name].requires_grad
-                tensors[adapter_name] = nn.Parameter(moved, requires_grad=trains)
+            held = self._held(name, adapter_name)
+            if held.weight.device not in (device, torch.device("meta")):
+                held.put(held.weight.detach().to(device))
 
     def cast_adapter(self, adapter_name: str, to_base: bool = False) -> None:
         """Give the tensors of one adapter float32 at least, or the dtype of the base.
@@ -365,18 +391,16 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         _, base = self._get_base_layer_device_and_dtype(self.base_layer)
         changed = False
         for kind in (*self.tensor_kinds, *self.start_kinds):
-            tensors = getattr(self, kind)
-            if adapter_name not in tensors:
+            if adapter_name not in getattr(self, kind):
                 continue
-            old = tensors[adapter_name]
+            held = self._held(kind, adapter_name)
+            old = held.weight
             # By size: torch promotes no floats of 8 bits.
             dtype = torch.float64 if old.dtype == torch.float64 else torch.float32
             if to_base and base is not None and base.is_floating_point:
                 dtype = base
             if old.dtype != dtype:
-                tensors[adapter_name] = nn.Parameter(
-                    old.detach().to(dtype), requires_grad=old.requires_grad
-                )
+                held.put(old.detach().to(dtype))
                 changed = True
         if changed:
             self._place_residual(anew=adapter_name in self._taken_out)
@@ -386,8 +410,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return ", ".join(
-            f"{name}: {len(self.moe_lora_A[name])} experts of rank {self.moe_lora_A[name].shape[1]}"
-            f", top {settings.top_k}{', goat' if name in self.moe_lora_start_A else ''}"
+            "{}: {} experts of rank {}".format(name, *self.factor_pair(name).A.shape[:2])
+            + f", top {settings.top_k}{', goat' if name in self.moe_lora_start_A else ''}"
             for name, settings in self.settings.items()
         )
 

@@ -18,6 +18,7 @@ from torch import nn
 from vlmoe.adapter.allocation import allocate
 from vlmoe.adapter.config import MOE_LORA, MoELoraConfig
 from vlmoe.adapter.layer import MoELoraLayer
+from vlmoe.adapter.names import WEIGHT, renamed_file
 from vlmoe.adapter.sites import find_sites, matches, modules_to_save
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
@@ -156,7 +157,7 @@ def read_config(folder: Path) -> MoELoraConfig:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors, by name.
+    """The shapes of an adapter's tensors, by the names that this version saves.
 
     Raises:
         UserError: there is no such file, or it is damaged, or its tensors are no float ones.
@@ -166,7 +167,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{folder} holds no {WEIGHTS_FILE}")
     try:
         with safe_open(file, framework="pt") as tensors:
-            found = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            found = renamed_file({key: tensors.get_slice(key) for key in tensors.keys()})  # noqa: SIM118
             shapes = {key: tuple(tensor.get_shape()) for key, tensor in found.items()}
             kinds = {key: tensor.get_dtype() for key, tensor in found.items()}
     except (OSError, SafetensorError) as error:
@@ -198,7 +199,7 @@ def _expected_shapes(
         E = experts[path]
         A, B = (E, config.r, layer.in_features), (E, config.r, layer.out_features)
         for kind, shape in zip(kinds, (A, B, (E, layer.in_features), A, B), strict=False):
-            shapes[f"{_PREFIX}{path}.{kind}"] = shape
+            shapes[f"{_PREFIX}{path}.{kind}.{WEIGHT}"] = shape
     for path, module in modules_to_save(model, config.modules_to_save or ()).items():
         for name, tensor in module.state_dict().items():
             shapes[f"{_PREFIX}{path}.{name}"] = tuple(tensor.shape)
@@ -265,7 +266,7 @@ def _check_loaded(model: PeftModel, folder: Path, adapter_name: str, *, embeddin
     wrong: list[str] = []
     loaded: list[tuple[str, torch.Tensor]] = []
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
-        unread = set(tensors.keys())
+        unread = renamed_file({key: key for key in tensors.keys()})  # noqa: SIM118
         live = get_peft_model_state_dict(
             model, adapter_name=adapter_name, save_embedding_layers=embeddings
         )
@@ -274,8 +275,7 @@ def _check_loaded(model: PeftModel, folder: Path, adapter_name: str, *, embeddin
                 if not _is_embedding(key):  # the file may hold one of the two that PEFT tells of
                     wrong.append(key)
                 continue
-            unread.remove(key)
-            saved = tensors.get_tensor(key).to(value.device, value.dtype)
+            saved = tensors.get_tensor(unread.pop(key)).to(value.device, value.dtype)
             loaded.append((key.removeprefix(_PREFIX), saved))
             if not torch.equal(saved, value):
                 wrong.append(key)

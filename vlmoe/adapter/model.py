@@ -19,6 +19,7 @@ from vlmoe.adapter.config import MoELoraConfig, target_word
 from vlmoe.adapter.goat import segment_length
 from vlmoe.adapter.layer import NO_MERGE, MoELoraLayer, adapted_layers
 from vlmoe.adapter.modules import portable
+from vlmoe.adapter.names import PREFIX, renamed_file
 from vlmoe.adapter.sites import find_sites, matches, modules_to_save, sites_of_names
 from vlmoe.adapter.targets import target_pattern
 from vlmoe.errors import UserError
@@ -42,7 +43,7 @@ class MoELoraModel(BaseTuner):
             GOAT, or if a head is to be trained that is not there. The base model is then untouched.
     """
 
-    prefix = "moe_lora_"
+    prefix = PREFIX
     tuner_layer_cls = MoELoraLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (as PEFT declares it)
 
@@ -144,6 +145,19 @@ class MoELoraModel(BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # What is saved of a compiled model fits one that is not, and the other way round.
         return portable(super()._remove_adapter_name_from_key(key, adapter_name))
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        # By this way go all of PEFT's functions that load.
+        return super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, renamed_file(state_dict)
+        )
 
     def _check_merge_allowed(self) -> NoReturn:
         raise UserError(NO_MERGE)

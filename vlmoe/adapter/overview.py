@@ -47,7 +47,7 @@ def adapter_table(model: nn.Module) -> str:
         layers[tower].add(number)
         sites[tower] += 1
         for name, settings in layer.settings.items():
-            E, R, _ = layer.moe_lora_A[name].shape
+            E, R, _ = layer.factor_pair(name).A.shape
             shapes[tower][name][number] = f"{E}/{settings.top_k}/{R}"
         for parameter in layer.adapter_parameters():
             adapter_ids.add(id(parameter))

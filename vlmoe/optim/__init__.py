@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlmoe.optim.families import OPTIMIZERS, UPDATE_RULES, Recipe, UpdateRule
 
 if TYPE_CHECKING:
+    from vlmoe.optim.create import create_optimizer
     from vlmoe.optim.precondition import FactorisationError
     from vlmoe.optim.recipe import build_optimizer, clip_gates, linear_schedule
     from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
@@ -23,6 +24,7 @@ __all__ = [
     "UpdateRule",
     "build_optimizer",
     "clip_gates",
+    "create_optimizer",
     "linear_schedule",
 ]
 
@@ -32,6 +34,7 @@ _AT = {
     "RiemannianSGD": "riemannian",
     "build_optimizer": "recipe",
     "clip_gates": "recipe",
+    "create_optimizer": "create",
     "linear_schedule": "recipe",
 }
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmoe.errors import UserError
+from vlmoe.flags import unknown_value
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -26,6 +27,10 @@ Options = Mapping[str, Any]
 
 GATE_LR = 3e-8
 """Default learning rate of the router gates, in every family (the paper's)."""
+
+
+DAMPING = ("damping", "damping_mode")
+"""The preconditioner's own options."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ class UpdateRule:
         if self.torch_optimizer and not paired and stands_in:
             known = {name: value for name, value in taken.items() if name not in self.torch_lacks}
             return load(self.torch_optimizer)(groups, lr, **known)
-        damping = {name: options[name] for name in ("damping", "damping_mode")}
+        damping = {name: options[name] for name in DAMPING}
+        if not paired:  # not by mistake
+            groups = [{**group, "paired": False} for group in groups]
         return load(self.optimizer)(groups, lr, **damping, **taken)
 
 
@@ -141,6 +148,12 @@ class Recipe:
         """Whether A and B are preconditioned."""
         return self.metric != "none"
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The options of ``build_optimizer`` that mean something to it."""
+        damping = DAMPING if self.riemannian else ()
+        return ("lr", "gate_lr", *damping, *self.family.takes)
+
 
 OPTIMIZERS = {
     rescale.letter + metric.letter + family.name: Recipe(family, metric.value, rescale.value)
@@ -157,8 +170,8 @@ def parse(name: str) -> Recipe:
     Raises:
         UserError: no such name; lists those there are.
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise UserError(unknown_value("optimizer", name, OPTIMIZERS))
     return OPTIMIZERS[name]
 
 

@@ -20,16 +20,27 @@ def _share(value: Any) -> bool:
     return 0 <= value < 1
 
 
+def _shares(values: Any) -> bool:
+    first, second = values
+    return _share(first) and _share(second)
+
+
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lr": (f"at least 0 {_UP_TO}", _at_least_0),
     "gate_lr": (f"at least 0 {_UP_TO}", _at_least_0),
+    "other_lr": (f"at least 0 {_UP_TO}", _at_least_0),
     "damping": (f"above 0 {_UP_TO}", lambda value: 0 < value <= LARGEST),
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
     "weight_decay": (f"at least 0 {_UP_TO}", _at_least_0),
     "momentum": ("in [0, 1)", _share),
-    "betas": ("in [0, 1)", lambda value: all(map(_share, value))),
+    "betas": ("two numbers in [0, 1)", _shares),
     "eps": (f"at least 0 {_UP_TO}", _at_least_0),
 }
+
+
+def usual_damping_mode(starts_small: bool) -> str:
+    """How damping is meant where nothing is said: beside small factors an absolute one is all."""
+    return "trace" if starts_small else "absolute"
 
 
 def option_faults(options: Mapping[str, Any]) -> list[str]:
@@ -37,5 +48,12 @@ def option_faults(options: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} must be {bound}, got {options[name]!r}"
         for name, (bound, holds) in _RANGES.items()
-        if name in options and not holds(options[name])
+        if name in options and not _holds(holds, options[name])
     ]
+
+
+def _holds(holds: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(holds(value))
+    except (TypeError, ValueError):  # no number at all, or not as many as there should be
+        return False

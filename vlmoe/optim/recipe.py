@@ -30,6 +30,7 @@ def build_optimizer(
     momentum: float = 0.0,
     bias_correction: bool = True,
     other_params: Sequence[Tensor] = (),
+    other_lr: float | None = None,
 ) -> Optimizer:
     """The optimizer of a name, with its param groups "experts", "gates" and "other".
 
@@ -37,7 +38,7 @@ def build_optimizer(
         name: one of ``families.OPTIMIZERS``.
         pairs: (A, B) of every adapted layer, A (E, r, in) and B (E, r, out).
         gates: the routers' parameters; they get the plain update of the family.
-        lr: of the experts and the others, per optimizer step; None takes the family's.
+        lr: of the experts, per optimizer step; None takes the family's.
         gate_lr: of the gates.
         damping: see ``precondition.damped_inverse``; only names with an r.
         damping_mode: likewise.
@@ -48,6 +49,7 @@ def build_optimizer(
         momentum: likewise.
         bias_correction: likewise.
         other_params: anything else that trains; it gets the plain update.
+        other_lr: of these; None takes ``lr``.
 
     Returns:
         The family's class for names with an r, torch's own for those without (where torch has it
@@ -71,7 +73,8 @@ def build_optimizer(
         "momentum": momentum,
         "bias_correction": bias_correction,
     }
-    if faults := option_faults({"lr": lr, "gate_lr": gate_lr, **options}):
+    rates = {"lr": lr, "gate_lr": gate_lr} | ({} if other_lr is None else {"other_lr": other_lr})
+    if faults := option_faults({**rates, **options}):
         raise UserError(faults)
 
     experts: dict[str, Any] = {"name": "experts", "lr": lr}
@@ -84,7 +87,8 @@ def build_optimizer(
     if gates:
         groups.append({"name": "gates", "lr": gate_lr, "params": list(gates)})
     if other_params:
-        groups.append({"name": "other", "lr": lr, "params": list(other_params)})
+        rate = rates.get("other_lr", lr)
+        groups.append({"name": "other", "lr": rate, "params": list(other_params)})
 
     return chosen.family.build(groups, lr, options, paired=chosen.riemannian)
 

@@ -8,6 +8,7 @@ where ``torch.optim`` has them, after the preconditioner, which sees the plain g
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -30,6 +31,11 @@ from vlmoe.optim.precondition import (
     stacks,
 )
 
+NOT_WHOLE = (
+    "the adapter's factors are flat or empty slices here, as FSDP of version 1 and DeepSpeed's "
+    "ZeRO make them, and no pair of such slices can be preconditioned: take FSDP of version 2"
+)
+
 ParamGroups = Iterable[dict[str, Any]]
 
 
@@ -40,6 +46,7 @@ class RiemannianOptimizer(Optimizer):
     (or without E: one LoRA), or ``{"params": [...], ...}`` for parameters that get the plain
     update, such as gates. Pairs become ordinary ``params`` in the order A, B, A, B, ..., with
     ``group["paired"]`` true, so schedulers, accelerate and ``state_dict`` see nothing unusual.
+    Without any pairs it warns that it preconditions nothing, unless a group says ``paired=False``.
     """
 
     def __init__(self, groups: ParamGroups, defaults: dict[str, Any]):
@@ -48,6 +55,13 @@ class RiemannianOptimizer(Optimizer):
             raise ValueError(
                 'pass a list of param groups, {"pairs": [(A, B), ...]} for adapter factors and '
                 '{"params": [...]} for the rest: a bare list would precondition nothing'
+            )
+        if not any({"pairs", "paired"} & group.keys() for group in groups):
+            warnings.warn(
+                f"{type(self).__name__} got no group with pairs and preconditions nothing: its "
+                "steps are those of torch's own optimizer; vlmoe.optim.create_optimizer(model, "
+                "name) finds the pairs of a model (a group that is meant so says paired=False)",
+                stacklevel=3,
             )
         super().__init__(groups, defaults)
         self._retried: dict[torch.device, Tensor] = {}
@@ -139,6 +153,9 @@ class RiemannianOptimizer(Optimizer):
         params = group["params"]
         if not group["paired"]:
             return [param for param in params if param.grad is not None], None
+        # What shards a model may have put its own slices into the group since it was made.
+        if len(params) % 2 or any(param.ndim < 2 for param in params):
+            raise RuntimeError(NOT_WHOLE)
         with_partner = [
             (param, partner)
             for A, B in zip(params[::2], params[1::2], strict=True)

@@ -15,10 +15,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from peft import PeftModel, get_peft_model
 from torch.optim.lr_scheduler import LambdaLR
 
-from vlmoe.adapter import MoELoraConfig, RoutingRecorder, factor_pairs, gates
+from vlmoe.adapter import MoELoraConfig, RoutingRecorder
 from vlmoe.errors import UserError
 from vlmoe.models.load import Base, checkpoint_activations, resolve_device, resolve_dtype
-from vlmoe.optim.recipe import build_optimizer, linear_schedule
+from vlmoe.optim.create import create_optimizer
+from vlmoe.optim.families import parse
+from vlmoe.optim.recipe import linear_schedule
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.multiple_choice import MultipleChoice
 from vlmoe.tasks.task import Task
@@ -117,13 +119,15 @@ def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
 
 
 def optimizer_options(config: TrainConfig) -> dict[str, Any]:
-    """What the settings say to ``build_optimizer`` beside the rates."""
-    return {
+    """What the settings say to ``create_optimizer`` beside the rates."""
+    options = {
         "damping": config.damping,
         "damping_mode": config.damping_in,
         "weight_decay": config.weight_decay,
         "momentum": config.momentum,
     }
+    taken = parse(config.optim).takes
+    return {name: value for name, value in options.items() if name in taken}
 
 
 def make_run(
@@ -150,10 +154,10 @@ def make_run(
     if directory.checkpoint is not None:
         checkpoint.load_adapter(directory.checkpoint, model)
     assert not isinstance(config.lr, str), "--lr find has been answered by now"
-    optimizer = build_optimizer(
+    optimizer = create_optimizer(
+        model,
         config.optim,
-        factor_pairs(model),
-        gates(model),
+        gate_rescale=config.rescale,
         lr=config.lr,
         gate_lr=config.gate_lr,
         **optimizer_options(config),

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from vlmoe.adapter.load import WEIGHTS_FILE, read_shapes
-from vlmoe.adapter.model import MoELoraModel
+from vlmoe.adapter.names import PREFIX, renamed_file
 from vlmoe.errors import UserError
 from vlmoe.files import flush, make_folder, new_directory, write_json
 from vlmoe.finite import TrainedAway, check_finite, not_finite, refuse
@@ -99,7 +99,7 @@ def save_adapter(model: PeftModel, directory: Path, base_name: str, *, writes: b
     tensors = {
         name: ranks.whole(parameter.detach())
         for name, parameter in model.named_parameters()
-        if MoELoraModel.prefix in name
+        if PREFIX in name
     }
     refuse(
         ranks.of_any(not_finite(tensors.items())),
@@ -182,7 +182,7 @@ def copy_adapter(folder: Path, model: PeftModel) -> None:
     file = folder / WEIGHTS_FILE
     read_shapes(folder)
     try:
-        saved, live = load_file(file), get_peft_model_state_dict(model)
+        saved, live = renamed_file(load_file(file)), get_peft_model_state_dict(model)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the adapter {folder} cannot be read: {error}") from error
     odd = sorted(saved.keys() ^ live.keys()) or [

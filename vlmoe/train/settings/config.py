@@ -18,6 +18,7 @@ from vlmoe.data.registry import label
 from vlmoe.errors import UserError
 from vlmoe.flags import hint
 from vlmoe.optim.families import OPTIMIZERS
+from vlmoe.optim.options import usual_damping_mode
 from vlmoe.train.settings.groups import (
     AdapterSettings,
     BaseSettings,
@@ -99,7 +100,7 @@ class TrainConfig(
     @property
     def damping_in(self) -> str:
         """The damping mode in force."""
-        return self.damping_mode or ("trace" if self.init == "goat" else "absolute")
+        return self.damping_mode or usual_damping_mode(self.init == "goat")
 
 
 GROUPS: tuple[type[Group], ...] = TrainConfig.__bases__[::-1]
