@@ -24,10 +24,11 @@ from tests.models_for_tests import (
     save_small_text,
 )
 from tests.vision_models_for_tests import KINDS, save_small_vision
-from vlmoe.adapter import RoutingRecorder, load_adapter
+from vlmoe.adapter import MoELoraConfig, RoutingRecorder, load_adapter
 from vlmoe.adapter.layer import adapted_layers
 from vlmoe.adapter.sites import find_sites
-from vlmoe.adapter.towers import path_tower, unread_layers
+from vlmoe.adapter.targets import target_pattern
+from vlmoe.adapter.towers import block_of, path_tower, unread_layers
 from vlmoe.choices import TARGETS
 from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
@@ -40,6 +41,7 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.readings import make_predictor
 from vlmoe.tasks.score import score
+from vlmoe.train import ranks
 from vlmoe.train.loop import answer_loss
 from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import adapt
@@ -283,6 +285,16 @@ def test_experts_of_a_question(base):
         assert (mark in seen) == (image is not None)
     finally:
         model.unload()
+
+
+def test_the_layers_to_shard_are_those_of_its_towers(base):
+    names = set(ranks.layers_to_shard(base.model))
+    attention = target_pattern(base.model, MoELoraConfig())
+    blocks = {block_of(path) for path in find_sites(base.model, attention)}
+    assert names >= {type(base.model.get_submodule(path)).__name__ for path in blocks}
+    assert ranks.layers_to_shard(base.model, sorted(names)[:1]) == sorted(names)[:1]
+    with pytest.raises(UserError, match="names GPT2Block, which the model has not"):
+        ranks.layers_to_shard(base.model, ["GPT2Block"])
 
 
 def test_a_saved_adapter_fits_the_next_copy_of_its_base(base, folder, tmp_path):
