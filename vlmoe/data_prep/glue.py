@@ -166,6 +166,7 @@ class _Reading:
             question=self.task.body.format(*row.texts),
             choices=self.task.answers,
             answer=answer,
+            value=row.label if self.task.is_number else None,
         )
 
 
