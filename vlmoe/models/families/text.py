@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from vlmoe.models.causal import causal_inputs, check_logits, sharing_fault
 from vlmoe.models.chat import chat_ids, ends_of
 from vlmoe.models.family import Family, Patches, Size
 from vlmoe.models.faults import reading
+from vlmoe.models.sized import EQUAL
 
 BLIND = "this model reads text alone"
 
@@ -91,15 +92,16 @@ class TextFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """No picture."""
+        if most is not None:
+            raise UserError(EQUAL.format(most))
         return [], {}
-
-    @property
-    def shapes(self) -> dict[str, Callable[[], PretrainedConfig]]:
-        """None yet."""
-        return {}
 
 
 TEXT: Family = TextFamily()
