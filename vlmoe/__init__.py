@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from vlmoe.optim import RiemannianAdamW, RiemannianSGD, build_optimizer, create_optimizer
     from vlmoe.tasks.collator import Collator
     from vlmoe.tasks.predict import Predictor
+    from vlmoe.train.trainer import MoELoraTrainerMixin
 
 __all__ = [
     "AdapterSwitch",
     "Collator",
     "MoELoraConfig",
     "MoELoraModel",
+    "MoELoraTrainerMixin",
     "Predictor",
     "RiemannianAdamW",
     "RiemannianSGD",
@@ -49,6 +51,7 @@ _AT = {
     "Collator": "vlmoe.tasks.collator",
     "MoELoraConfig": "vlmoe.adapter",
     "MoELoraModel": "vlmoe.adapter",
+    "MoELoraTrainerMixin": "vlmoe.train.trainer",
     "Predictor": "vlmoe.tasks.predict",
     "RiemannianAdamW": "vlmoe.optim",
     "RiemannianSGD": "vlmoe.optim",
