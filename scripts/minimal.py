@@ -2,7 +2,7 @@
 
     python scripts/minimal.py --steps 60
 
-With all its 360 steps it is `scripts/train_llava.py --config configs/tiny_shapes.yaml`, in plain
+With all its 360 steps it is `scripts/train_llava.py --config tiny_shapes`, in plain
 transformers and torch: the same questions, the same steps, the same losses, to which a test holds
 it. What it leaves out is what long runs need: checkpoints, several devices, steps in pieces,
 questions that share a picture's tokens, other optimizers, every check. Each part says where the

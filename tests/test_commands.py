@@ -11,8 +11,11 @@ import pytest
 
 import vlmoe
 from vlmoe.commands import main
+from vlmoe.configs import ACCELERATE, FOLDER, RUNS, STUDIES, find, names
 from vlmoe.data_prep import READERS
+from vlmoe.errors import UserError
 from vlmoe.program import COMMANDS, SCRIPTS, as_typed
+from vlmoe.train.settings.command_line import from_command_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,18 +74,10 @@ def test_help_takes_a_moment():
     command = [sys.executable, "-X", "importtime", "-m", "vlmoe", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     rows = [line.split("|") for line in done.stderr.splitlines() if "|" in line]
-    names = {row[2].strip().split(".")[0] for row in rows}
-    foreign = names & {
-        "torch",
-        "transformers",
-        "peft",
-        "yaml",
-        "PIL",
-        "numpy",
-        "datasets",
-        "gradio",
-    }
-    assert not foreign
+    imported = {row[2].strip().split(".")[0] for row in rows}
+    heavy = {"torch", "transformers", "peft", "yaml", "PIL", "numpy", "datasets", "gradio"}
+    assert "vlmoe" in imported
+    assert not imported & heavy
 
 
 def test_a_script_of_a_checkout_is_told_as_one(monkeypatch, capsys):
@@ -95,3 +90,36 @@ def test_a_script_of_a_checkout_is_told_as_one(monkeypatch, capsys):
     )
     for file in SCRIPTS.values():
         assert (ROOT / file.split()[0]).is_file()
+
+
+@pytest.mark.parametrize("given", ["tiny_shapes", "tiny_shapes.yaml", "configs/tiny_shapes.yaml"])
+def test_settings_are_found_by_name(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, _ = from_command_line(["--config", given, "--optim", "grsgd"], None)
+    assert config.max_steps == 360
+    (tmp_path / "tiny_shapes").write_text("max_steps: 7")  # a file of one's own is meant itself
+    config, _ = from_command_line(["--config", "tiny_shapes", "--optim", "grsgd"], None)
+    assert config.max_steps == 7
+
+
+def test_settings_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, kind in (("tiny_shape", RUNS), ("elsewhere/tiny_shapes.yaml", RUNS), ("ddp", RUNS)):
+        with pytest.raises(UserError, match="neither a file nor one of those"):
+            find(given, kind)
+    assert "(did you mean 'tiny_shapes'?)" in told_of("tiny_shape")
+
+
+def told_of(given: str) -> str:
+    with pytest.raises(UserError) as error:
+        find(given)
+    return str(error.value)
+
+
+def test_settings_are_listed(capsys):
+    told, _ = ended(capsys, "configs")
+    for kind in (RUNS, STUDIES, ACCELERATE):
+        for name in names(kind):
+            assert f"  {Path(kind, name)} " in told
+            (path,) = ended(capsys, "configs", str(Path(kind, name)))[0].splitlines()
+            assert Path(path) == FOLDER / kind / f"{name}.yaml"

@@ -97,7 +97,7 @@ def test_files_named_in_a_text_are_there(name):
         # The history is told with names of its own.
         if f"{path}` of commit" not in text.replace("\n", " "):
             assert (ROOT / path).is_file(), path
-    for config in re.findall(r"\bconfigs/[\w/]+\.yaml", text):
+    for config in re.findall(r"\bvlmoe/configs/[\w/]+\.yaml", text):
         assert (ROOT / config).is_file(), config
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     # open to all
-    {"choices", "errors", "figure", "files", "finite", "flags", "hub", "program", "when_imported"},
+    {
+        "choices",
+        "configs",
+        "errors",
+        "figure",
+        "files",
+        "finite",
+        "flags",
+        "hub",
+        "program",
+        "when_imported",
+    },
     {"data", "adapter", "optim"},
     {"models"},
     {"tasks"},

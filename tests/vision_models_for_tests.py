@@ -83,7 +83,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "config": {"vision_config": {**_QWEN, "num_position_embeddings": 16,
                                      "deepstack_visual_indexes": [0, 1]},
                    "video_token_id": 3, "vision_start_token_id": 4, "vision_end_token_id": 5},
-        "text": {"head_dim": 8, "rope_parameters": {**_AXES, "mrope_interleaved": True}},
+        # One layer more than deep features: what the last is given, nothing would read.
+        "text": {"head_dim": 8, "num_hidden_layers": 3,
+                 "rope_parameters": {**_AXES, "mrope_interleaved": True}},
         "processor": ("Qwen2VL", {"patch_size": 7, "merge_size": 2, "size": {
             "shortest_edge": 4 * 196, "longest_edge": 12 * 196}}),
         "template": _CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),

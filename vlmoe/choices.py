@@ -11,6 +11,7 @@ QUANTIZE = ("none", "4bit", "8bit")
 IMAGE_FITS = ("crop", "pad")
 SCORINGS = ("letter", "option", "generate")
 MAX_NEW_TOKENS = 32
+ATTENTION, ATTENTION_MLP, ALL_LINEAR = TARGETS = ("attention", "attention+mlp", "all-linear")
 ATTENTIONS = ("sdpa", "flex")
 SIZES = ("small", "mid", "7b")  # of a model with random weights
 TRACKERS = ("tensorboard", "wandb", "trackio")

@@ -25,13 +25,9 @@ from transformers import (
 from tests.models_for_tests import small_llava
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.adapter.layer import adapted_layers
-from vlmoe.adapter.sites import (
-    default_target_pattern,
-    find_sites,
-    path_tower,
-    unread_layers,
-    used_vision_layers,
-)
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.targets import target_pattern
+from vlmoe.adapter.towers import path_tower, unread_layers, used_vision_layers
 from vlmoe.errors import UserError
 
 VISION = "model.vision_tower.encoder.layers.{}.self_attn.{}"
@@ -47,7 +43,7 @@ def expected(vision_layers: int, text_layers: int) -> set[str]:
 
 
 def default_sites(model: nn.Module) -> set[str]:
-    return set(find_sites(model, default_target_pattern(model)))
+    return set(find_sites(model, target_pattern(model, MoELoraConfig())))
 
 
 def test_both_towers_without_the_layer_that_is_not_read(
@@ -76,7 +72,7 @@ def test_the_deepest_layer_that_is_read(vision_feature_layer: int | list[int], l
 def test_a_vision_feature_layer_that_is_not_there(vision_feature_layer: int | list[int]) -> None:
     model = small_llava(vision_feature_layer=vision_feature_layer)
     with pytest.raises(UserError, match="vision tower of 3 layers"):
-        default_target_pattern(model)
+        target_pattern(model, MoELoraConfig())
 
 
 def test_the_layers_left_out_are_those_without_a_gradient() -> None:
@@ -127,7 +123,7 @@ def test_a_tower_without_the_usual_names_is_not_left_out_in_silence() -> None:
     for layer in model.model.language_model.layers:
         layer.self_attn = nn.ModuleDict({"query_key_value": nn.Linear(32, 96)})
     with pytest.raises(UserError, match=r"language tower .*layers\.0\.self_attn\.query_key"):
-        default_target_pattern(model)
+        target_pattern(model, MoELoraConfig())
 
 
 def test_a_config_used_for_two_models_takes_no_sites_along() -> None:
@@ -218,7 +214,7 @@ def test_a_part_of_an_attention_is_not_taken_for_it(attention, words: str) -> No
         {name: nn.Linear(4, width) for name, width in attention.items()}
     )
     with pytest.raises(UserError, match=rf"layers\.1\.self_attn .*{words}"):
-        default_target_pattern(model)
+        target_pattern(model, MoELoraConfig())
 
 
 def test_the_model_names_its_towers_and_projectors_are_none() -> None:

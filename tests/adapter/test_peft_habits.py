@@ -95,7 +95,7 @@ def test_the_default_layers_can_be_narrowed_down_too(tmp_path: Path) -> None:
     assert config == MoELoraConfig(**SMALL, layers_to_transform=[1], exclude_modules=["k_proj"])
     model.save_pretrained(tmp_path)
     assert sites(load_adapter(llama(), tmp_path)) == sites(model)
-    with pytest.raises(UserError, match="no attention projection of LlamaForCausalLM is left"):
+    with pytest.raises(UserError, match="no layer of LlamaForCausalLM is left to adapt"):
         get_peft_model(llama(), MoELoraConfig(**SMALL, layers_to_transform=[7]))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tests.models_for_tests import (
@@ -23,8 +24,12 @@ from tests.models_for_tests import (
     save_small_text,
 )
 from tests.vision_models_for_tests import KINDS, save_small_vision
-from vlmoe.adapter import RoutingRecorder, load_adapter
-from vlmoe.adapter.sites import path_tower
+from vlmoe.adapter import MoELoraConfig, RoutingRecorder, load_adapter
+from vlmoe.adapter.layer import adapted_layers
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.targets import target_pattern
+from vlmoe.adapter.towers import block_of, path_tower, unread_layers
+from vlmoe.choices import TARGETS
 from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
@@ -36,6 +41,7 @@ from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.readings import make_predictor
 from vlmoe.tasks.score import score
+from vlmoe.train import ranks
 from vlmoe.train.loop import answer_loss
 from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import adapt
@@ -174,6 +180,37 @@ def test_shared_is_alone_with_every_gradient(base):
         model.unload().eval()
 
 
+def test_the_words_for_layers(base):
+    """Each names what the one before does and more, by a pattern, and nothing without gradient."""
+    batch, found = Collator.of(base.reader).training(questions(base)), [set[str]()]
+    for target in TARGETS:
+        model = adapt(base.model, TrainConfig(experts=2, top_k=1, rank=1, target=target))
+        try:
+            sites = dict(adapted_layers(model))
+            answer_loss(model, batch).backward()
+            moved = {
+                path for path, site in sites.items() if site.moe_lora_B["default"].weight.grad.any()
+            }
+            assert moved == sites.keys()
+            pattern = model.peft_config["default"].target_modules
+        finally:
+            model.unload()
+        found.append({path.removeprefix("base_model.model.") for path in sites})
+        assert set(find_sites(base.model, pattern)) == found[-1]
+        towers = {path_tower(path) for path in sites}
+        assert towers >= ({"vision", "language"} if family_of(base.model.config).sees else set())
+    none, attention, blocks, whole = found
+    assert none < attention < blocks <= whole
+    head = base.model.get_output_embeddings()
+    unread = [f"{path}." for path in unread_layers(base.model)]
+    assert whole == {
+        path
+        for path, module in base.model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+        if not any(f"{path}.".startswith(at) for at in unread)
+    }
+
+
 @pytest.mark.parametrize("scoring", ["letter", "option", "generate"])
 def test_answers_do_not_depend_on_the_batch(base, scoring):
     predictor = make_predictor(scoring, base.model, Collator.of(base.reader), 4)
@@ -248,6 +285,16 @@ def test_experts_of_a_question(base):
         assert (mark in seen) == (image is not None)
     finally:
         model.unload()
+
+
+def test_the_layers_to_shard_are_those_of_its_towers(base):
+    names = set(ranks.layers_to_shard(base.model))
+    attention = target_pattern(base.model, MoELoraConfig())
+    blocks = {block_of(path) for path in find_sites(base.model, attention)}
+    assert names >= {type(base.model.get_submodule(path)).__name__ for path in blocks}
+    assert ranks.layers_to_shard(base.model, sorted(names)[:1]) == sorted(names)[:1]
+    with pytest.raises(UserError, match="names GPT2Block, which the model has not"):
+        ranks.layers_to_shard(base.model, ["GPT2Block"])
 
 
 def test_a_saved_adapter_fits_the_next_copy_of_its_base(base, folder, tmp_path):

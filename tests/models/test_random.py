@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vlmoe.adapter.sites import default_target_pattern, find_sites
+from vlmoe.adapter import MoELoraConfig
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.targets import target_pattern
 from vlmoe.models.forward import logits_at
 from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
 
@@ -17,7 +19,7 @@ def test_small_runs_and_its_widths_are_those_of_the_adapted_layers():
     assert logits_at(model, batch).shape == (2, 2, 32064)
     assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
     assert not any(param.requires_grad for param in model.parameters())
-    sites = find_sites(model, default_target_pattern(model)).values()
+    sites = find_sites(model, target_pattern(model, MoELoraConfig())).values()
     widths = sorted(attention_widths(config))
     assert widths == sorted(s.in_features for s in sites) == sorted(s.out_features for s in sites)
 
@@ -45,7 +47,7 @@ def test_7b_is_llava():
     model = random_model(config, "meta", torch.bfloat16)
     assert sum(param.numel() for param in model.parameters()) == 7_063_427_072
     assert attention_widths(config) == [1024] * 4 * 23 + [4096] * 4 * 32
-    sites = find_sites(model, default_target_pattern(model)).values()
+    sites = find_sites(model, target_pattern(model, MoELoraConfig())).values()
     assert sorted(s.in_features for s in sites) == attention_widths(config)
 
 

@@ -1,6 +1,6 @@
 """FSDP2 on the CPU.
 
-accelerate reads configs/accelerate/fsdp2.yaml into variables of the environment, but shards on
+accelerate reads accelerate/fsdp2.yaml into variables of the environment, but shards on
 accelerators only. On the CPU it is told so here; all else is as on a GPU.
 """
 
@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard
 
 from vlmoe.train import ranks
 
-CONFIG = Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp2.yaml"
+CONFIG = Path(__file__).parents[2] / "vlmoe" / "configs" / "accelerate" / "fsdp2.yaml"
 prepare = ranks.prepare
 
 
@@ -29,7 +29,6 @@ def fsdp2() -> None:
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=of_fsdp["fsdp_version"],
         auto_wrap_policy=of_fsdp["fsdp_auto_wrap_policy"],
-        transformer_cls_names_to_wrap=of_fsdp["fsdp_transformer_layer_cls_to_wrap"].split(","),
         reshard_after_forward=of_fsdp["fsdp_reshard_after_forward"],
         state_dict_type=of_fsdp["fsdp_state_dict_type"],
         cpu_ram_efficient_loading=of_fsdp["fsdp_cpu_ram_efficient_loading"],

@@ -151,7 +151,7 @@ def test_without_markdown_there_is_one_page_and_a_word(finished, study_file, cap
     command("study").main([str(study_file), "--output", str(finished), "--report-only"])
     out = capsys.readouterr().out
     assert out.count("page written to") == 1
-    assert "pip install -e '.[study]'" in out
+    assert "pip install 'vlmoe[study]'" in out
 
 
 def test_another_study_is_refused_in_its_folder(finished, study_file):

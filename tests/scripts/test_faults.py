@@ -347,7 +347,7 @@ def test_skipped_steps_are_resumed_with(train, small, tmp_path, monkeypatch):
         ([], ["--grad-accum 4", "--gradient-checkpointing", "--quantize 4bit"]),
         (
             ["--grad-accum", "4", "--gradient-checkpointing"],
-            ["--quantize 4bit", "--experts 2 or --rank 1", "fsdp2.yaml"],
+            ["--quantize 4bit", "--experts 2 or --rank 1", "accelerate/fsdp2"],
         ),
     ],
 )

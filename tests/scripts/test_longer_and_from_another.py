@@ -118,7 +118,9 @@ def tensors(folder: Path) -> dict:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("more", [[], GOAT], ids=["kaiming", "goat"])
+@pytest.mark.parametrize(
+    "more", [[], GOAT, ["--target", "all-linear"]], ids=["kaiming", "goat", "all-linear"]
+)
 def test_from_another_runs_adapter(train, small, tmp_path, more, capsys):
     """With rates of nothing it ends where the other did; its settings are the other's."""
     train(*small, *more, "--output", "one", "--max-steps", 2, *QUIET)
@@ -131,7 +133,8 @@ def test_from_another_runs_adapter(train, small, tmp_path, more, capsys):
     assert "starting from the adapter in one/adapter" in capsys.readouterr().out
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert one.keys() == two.keys()
-    assert all(two[name].equal(value) for name, value in one.items())
+    # A rate of next to nothing still moves what is 0: an expert that no token has come to yet.
+    assert all(two[name].allclose(value, rtol=0, atol=1e-20) for name, value in one.items())
     first, second = (
         json.loads((tmp_path / name / "adapter" / "adapter_config.json").read_text())
         for name in ("one", "two")

@@ -18,7 +18,7 @@ from vlmoe.train.loop import train
 from vlmoe.train.record.directory import RunDirectory
 from vlmoe.train.settings.config import build, read_yaml
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny_shapes.yaml"
+CONFIG = Path(__file__).parents[2] / "vlmoe" / "configs" / "tiny_shapes.yaml"
 STEPS = 3
 GATES = {"gate_lr": 5.0, "gate_clip": 0.05}
 """So large, and so small, that the losses see them."""

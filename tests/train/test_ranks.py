@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from vlmoe.errors import UserError
 from vlmoe.train import ranks
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "accelerate").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "vlmoe" / "configs" / "accelerate").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from vlmoe.adapter.sites import layer_number, path_tower
+from vlmoe.adapter.towers import layer_number, path_tower
 from vlmoe.errors import UserError
 
 

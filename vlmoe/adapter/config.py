@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from types import UnionType
 
 from peft import PeftConfig, TaskType
-from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
-from vlmoe.choices import GATE_RESCALES, INITS
+from vlmoe.choices import ATTENTION, GATE_RESCALES, INITS, TARGETS
 from vlmoe.errors import UserError
 
 
@@ -80,9 +79,10 @@ class MoELoraConfig(PeftConfig):
 
     target_modules: list[str] | str | None = None
     """Layers to adapt: a regular expression for the whole module path, or a list of path endings.
-    None takes every attention projection of both towers that can receive a gradient, and
-    ``all-linear`` every linear layer but the head; the saved config holds what that was resolved
-    to."""
+    Or a word: ``attention`` (the default) for every attention projection of both towers,
+    ``attention+mlp`` for the other linear layers of their blocks, too, ``all-linear`` for every
+    linear layer but the head, each without what can get no gradient. The saved config holds the
+    regular expression that a word was resolved to."""
 
     exclude_modules: list[str] | str | None = None
     """Layers to leave out of these, named in the same two ways."""
@@ -149,12 +149,19 @@ class MoELoraConfig(PeftConfig):
             raise UserError(faults)
 
 
-def all_linear(target: object) -> bool:
-    """Whether ``target_modules`` is PEFT's word for every linear layer."""
-    return isinstance(target, str) and target.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+def target_word(target: object) -> str | None:
+    """The word of ``choices.TARGETS`` that ``target_modules`` is (None: the default); or None.
+
+    Capitals make no difference, as in PEFT.
+    """
+    if target is None:
+        return ATTENTION
+    return target.lower() if isinstance(target, str) and target.lower() in TARGETS else None
 
 
 def _target_faults(target: object) -> list[str]:
+    if target_word(target):
+        return []
     if target == "":
         return ["target_modules is empty; leave it out for the attention projections"]
     return _pattern_faults("target_modules", target)
@@ -176,7 +183,8 @@ def _limit_faults(config: MoELoraConfig) -> list[str]:
             "layers_pattern says where the numbers of layers_to_transform stand: give both"
         )
     for name, value in (("layers_to_transform", numbers), ("layers_pattern", pattern)):
-        if value is not None and isinstance(config.target_modules, str):
+        word = target_word(config.target_modules)
+        if value is not None and isinstance(config.target_modules, str) and not word:
             faults.append(
                 f"{name} goes with a list of target_modules; the pattern "
                 f"{config.target_modules!r} names whole paths, numbers and all"

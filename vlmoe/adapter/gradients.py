@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from vlmoe.adapter.layer import MoELoraLayer, adapted_layers
 from vlmoe.adapter.names import FACTORS, GATE, WEIGHT
-from vlmoe.adapter.sites import (
+from vlmoe.adapter.towers import (
     layer_number,
     path_tower,
     used_vision_layers,

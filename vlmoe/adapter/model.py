@@ -15,20 +15,13 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
 from vlmoe.adapter.allocation import allocate
-from vlmoe.adapter.config import MoELoraConfig, all_linear
+from vlmoe.adapter.config import MoELoraConfig, target_word
 from vlmoe.adapter.goat import segment_length
 from vlmoe.adapter.layer import NO_MERGE, MoELoraLayer, adapted_layers
+from vlmoe.adapter.modules import portable
 from vlmoe.adapter.names import PREFIX, renamed_file
-from vlmoe.adapter.sites import (
-    all_linear_layers,
-    default_limits,
-    default_target_pattern,
-    find_sites,
-    matches,
-    modules_to_save,
-    portable,
-    sites_of_names,
-)
+from vlmoe.adapter.sites import find_sites, matches, modules_to_save, sites_of_names
+from vlmoe.adapter.targets import target_pattern
 from vlmoe.errors import UserError
 
 HEADS = {
@@ -64,7 +57,7 @@ class MoELoraModel(BaseTuner):
     ) -> None:
         config = self.peft_config[adapter_name]
         assert isinstance(config, MoELoraConfig), type(config)
-        if config.target_modules is None or all_linear(config.target_modules):
+        if target_word(config.target_modules):
             # These are resolved for this very model and written into the config. A config object
             # that the caller uses for two models must not take the first one's sites along.
             config = self.peft_config[adapter_name] = copy.copy(config)
@@ -91,14 +84,12 @@ class MoELoraModel(BaseTuner):
             sites = sites_of_names(self.model, self._sites_of_file)
         if peft_config.target_modules is None and self._sites_of_file is not None:
             peft_config.target_modules = list(sites)
-        elif peft_config.target_modules is None:
-            limits = default_limits(peft_config)
-            peft_config.target_modules = default_target_pattern(self.model, limits)
+        elif word := target_word(peft_config.target_modules):
+            peft_config.target_modules = target_pattern(self.model, peft_config, word)
             # The pattern holds them; beside it they would be refused when the file is read.
             peft_config.layers_to_transform = peft_config.layers_pattern = None
-        elif all_linear(peft_config.target_modules):
-            peft_config.target_modules = all_linear_layers(self.model, peft_config)
         if self._sites_of_file is None:
+            assert peft_config.target_modules is not None
             sites = find_sites(
                 self.model, peft_config.target_modules, lambda path: matches(peft_config, path)
             )

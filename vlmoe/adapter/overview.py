@@ -10,10 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from vlmoe.adapter.layer import adapted_layers
-from vlmoe.adapter.sites import (
-    layer_number,
-    path_tower,
-)
+from vlmoe.adapter.towers import layer_number, towers, unread_layers
 
 
 class _Row(NamedTuple):
@@ -37,14 +34,16 @@ def adapter_table(model: nn.Module) -> str:
         sites (linear layers), experts/top-k/rank (behind the numbers of the layers, where these
         differ by depth), trainable adapter parameters, parameters of the
         base (4-bit ones counted one by one, not as they are packed) and the share of the two.
+        Below it, what is left without an adapter because nothing reads it.
     """
     layers: dict[str, set[int | None]] = defaultdict(set)
     sites: dict[str, int] = defaultdict(int)
     shapes: dict[str, dict[str, dict[int | None, str]]] = defaultdict(lambda: defaultdict(dict))
     trainable: dict[str, int] = defaultdict(int)
     adapter_ids = set()
+    tower_of = towers(model)
     for path, layer in adapted_layers(model):
-        tower, number = path_tower(path), layer_number(path)
+        tower, number = tower_of(path), layer_number(path)
         layers[tower].add(number)
         sites[tower] += 1
         for name, settings in layer.settings.items():
@@ -57,33 +56,36 @@ def adapter_table(model: nn.Module) -> str:
     base: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
         if id(parameter) not in adapter_ids:
-            base[path_tower(name)] += _true_numel(parameter)
+            base[tower_of(name)] += _true_numel(parameter)
 
     rows = [_Row("tower", "layers", "sites", "E/k/r", "trainable", "base", "share")]
     for tower in ("vision", "projector", "language", "total"):
-        towers = list(base) if tower == "total" else [tower]
-        if not any(base[t] for t in towers):
+        counted = list(base) if tower == "total" else [tower]
+        if not any(base[t] for t in counted):
             continue
-        n_trainable, n_base = sum(trainable[t] for t in towers), sum(base[t] for t in towers)
+        n_trainable, n_base = sum(trainable[t] for t in counted), sum(base[t] for t in counted)
         rows.append(
             _Row(
                 tower,
-                str(sum(len(layers[t]) for t in towers)),
-                str(sum(sites[t] for t in towers)),
-                _shape_cell([of_layer for t in towers for of_layer in shapes[t].values()]),
+                str(sum(len(layers[t]) for t in counted)),
+                str(sum(sites[t] for t in counted)),
+                _shape_cell([of_layer for t in counted for of_layer in shapes[t].values()]),
                 f"{n_trainable:,}",
                 f"{n_base:,}",
                 f"{n_trainable / n_base:.2%}",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    lines = [
         "  ".join(
             [row.tower.ljust(widths[0])]
             + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         )
         for row in rows
-    )
+    ]
+    if unread := [path.removeprefix("base_model.model.") for path in unread_layers(model)]:
+        lines.append(f"no experts, since nothing reads it: {', '.join(unread)}")
+    return "\n".join(lines)
 
 
 def _shape_cell(adapters: list[dict[int | None, str]]) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmoe.adapter.layer import adapted_layers
-from vlmoe.adapter.sites import path_tower
+from vlmoe.adapter.towers import path_tower
 
 IDLE = 0.1
 """An expert with less than this part of the even share 1 / E counts as idle."""

@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from vlmoe.adapter import MoELoraConfig
-from vlmoe.adapter.sites import default_target_pattern, find_sites
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.targets import target_pattern
 from vlmoe.benchmark.expert_loop import LoopOverExperts
 from vlmoe.benchmark.measure import Work
 from vlmoe.train.loop import answer_loss
@@ -34,7 +35,7 @@ def step_works(
         config: the mixture's settings.
         variants: some of ``VARIANTS``.
     """
-    sites = find_sites(model, default_target_pattern(model))
+    sites = find_sites(model, target_pattern(model, config))
     return {
         name: _work(model, dict(batch), _layers(model, sites, config, name), name == "base")
         for name in variants

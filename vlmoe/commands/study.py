@@ -1,7 +1,7 @@
 """Compare optimizers fairly: each at its own best rate, several seeds, one page of findings.
 
     vlmoe study paper-table3 --dry-run
-    vlmoe study configs/studies/tiny_shapes.yaml
+    vlmoe study tiny_shapes
 
 STUDY is a YAML file (docs/studies.md names its keys) or a preset of the paper's tables. Every
 run is an ordinary one in OUTPUT/cells: a finished one is not done again, a stopped one goes on.
@@ -21,16 +21,18 @@ from typing import Any
 
 import yaml
 
+from vlmoe.configs import STUDIES, names
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser
 from vlmoe.program import as_typed
 from vlmoe.study.design import Cell, Study
-from vlmoe.study.source import presets, read_study
+from vlmoe.study.source import read_study
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("study", metavar="STUDY", help=f"a YAML file, or {', '.join(presets())}")
+    given = ", ".join(names(STUDIES))
+    parser.add_argument("study", metavar="STUDY", help=f"a YAML file, or {given}")
     parser.add_argument("--output", type=Path, help="the study's folder (default runs/STUDY)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
                         help="changes of the file's `settings`: max_steps=100")  # fmt: skip

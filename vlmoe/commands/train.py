@@ -1,7 +1,7 @@
 """Fine-tune LLaVA with MoE-LoRA adapters in both towers, and print its multiple-choice accuracy.
 
     vlmoe train --dataset visual7w --optim grsgd
-    vlmoe train --config configs/tiny_shapes.yaml --optim grsgd
+    vlmoe train --config tiny_shapes --optim grsgd
 
 The second needs no GPU and no download: the built-in base `tiny` on rendered pictures.
 """

@@ -90,7 +90,7 @@ Everything follows from the seed: the same command makes the same dataset on eve
 
 example:
   vlmoe prepare shapes --out data/shapes
-  vlmoe train --config configs/tiny_shapes.yaml --optim grsgd
+  vlmoe train --config tiny_shapes --optim grsgd
 """
 
 

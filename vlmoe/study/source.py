@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from vlmoe.configs import STUDIES, find
 from vlmoe.errors import UserError
 from vlmoe.study.design import Study
 from vlmoe.train.settings.config import read_yaml
 
-PRESETS = Path(__file__).parent / "presets"
 NAMED = ("contenders", "conditions")  # name -> settings
 MAPPINGS = (*NAMED, "settings", "paper")
 
 
 def read_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
-    """A study from a preset's name or the path of a YAML file.
+    """A study from its name or the path of a YAML file.
 
     Args:
-        source: one of ``presets()``, or a path.
+        source: the name of one that comes with the package, or a path.
         changes: settings that win over the file's `settings`.
 
     Raises:
         UserError: there is no such study, or it is faulty; lists every fault. Also where a
             contender or condition has its own value of what is to change.
     """
-    preset = PRESETS / f"{source}.yaml"
-    if not preset.is_file() and not Path(source).is_file():
-        raise UserError(
-            f"no study {source!r}: give a YAML file or one of the presets {', '.join(presets())}"
-        )
-    values = read_yaml(preset if preset.is_file() else Path(source))
+    values = read_yaml(find(source, STUDIES))
     # A key with nothing behind it is a key that is not there.
     values = {key: value for key, value in values.items() if value is not None}
     faults = [*_faults(values)]
@@ -45,11 +39,6 @@ def read_study(source: str, changes: Mapping[str, Any] | None = None) -> Study:
         raise UserError([f"{source}: {fault}" for fault in faults])
     values["settings"] = {**values.get("settings", {}), **(changes or {})}
     return Study(**values)
-
-
-def presets() -> list[str]:
-    """Names of the studies that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def _faults(values: Mapping[str, Any]) -> Iterator[str]:

@@ -172,7 +172,7 @@ def remedies(config: TrainConfig, devices: int = 1) -> list[str]:
     found += [
         f"fewer or smaller experts: --experts {_halved(config.experts, config.top_k)} or "
         f"--rank {max(1, config.rank // 2)}",
-        "more devices, with the base spread over them: configs/accelerate/fsdp2.yaml",
+        "more devices, with the base spread over them: accelerate/fsdp2 (vlmoe configs)",
         f"--eval-batch-size {max(1, config.eval_batch_size // 4)}, if it ran out while scoring",
     ]
     return found

@@ -98,7 +98,7 @@ def check_pictures(
             if lacking:
                 raise UserError(
                     f"{lacking} of {len(part)} questions have no picture; with FSDP the processes "
-                    "would wait for each other: take configs/accelerate/ddp.yaml"
+                    "would wait for each other: take accelerate/ddp (vlmoe configs)"
                 )
 
 

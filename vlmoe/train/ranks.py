@@ -41,10 +41,10 @@ def check(accelerator: Accelerator, *, init: str, quantize: str) -> None:
         raise UserError(
             "DeepSpeed's ZeRO hands the optimizer flat slices of all parameters, in which no pair "
             "of factors is whole, so it cannot be preconditioned: take "
-            "configs/accelerate/fsdp2.yaml, which shards as much"
+            "accelerate/fsdp2 (vlmoe configs), which shards as much"
         )
     if kind == DistributedType.MEGATRON_LM:
-        raise UserError("Megatron-LM is not supported: take configs/accelerate/fsdp2.yaml")
+        raise UserError("Megatron-LM is not supported: take accelerate/fsdp2 (vlmoe configs)")
     if not is_sharded(accelerator):
         return
     faults = []
@@ -53,12 +53,12 @@ def check(accelerator: Accelerator, *, init: str, quantize: str) -> None:
     if quantize != "none":
         faults.append(
             f"--quantize {quantize} does not go with FSDP: a quantized base fits on each device, "
-            "take configs/accelerate/ddp.yaml"
+            "take accelerate/ddp (vlmoe configs)"
         )
     if init == "goat":
         faults.append(
             "--init goat writes into the base weight, which FSDP shards: take "
-            "configs/accelerate/ddp.yaml"
+            "accelerate/ddp (vlmoe configs)"
         )
     if faults:
         raise UserError(faults)
@@ -84,9 +84,43 @@ def prepare(
     Returns:
         What a training step calls, and the optimizer it steps. With FSDP the model itself has
         become sharded, and the optimizer holds the sharded parameters.
+
+    Raises:
+        UserError: the launcher's settings name layers to shard that the model does not have.
     """
+    if is_sharded(accelerator):
+        plugin = accelerator.state.fsdp_plugin
+        plugin.transformer_cls_names_to_wrap = layers_to_shard(
+            model, plugin.transformer_cls_names_to_wrap
+        )
     start_alike([p for p in model.parameters() if p.requires_grad])
     return accelerator.prepare(LogitsAt(model), optimizer)
+
+
+def layers_to_shard(model: nn.Module, named: Sequence[str] | None = None) -> list[str]:
+    """The classes whose modules FSDP gathers one at a time: those of the layers of both towers.
+
+    Args:
+        model: a base of any family, adapted or not.
+        named: what the launcher's settings say; without that, whatever stands in a list of layers.
+
+    Raises:
+        UserError: the model has no modules of a class that is named.
+    """
+    there = {type(module).__name__ for module in model.modules()}
+    layers = {
+        type(layer).__name__: None
+        for layers in model.modules()
+        if isinstance(layers, nn.ModuleList)
+        for layer in layers
+        if any(isinstance(inside, nn.Linear) for inside in layer.modules())
+    }
+    if missing := [name for name in named or () if name not in there]:
+        raise UserError(
+            f"fsdp_transformer_layer_cls_to_wrap names {', '.join(missing)}, which the model has "
+            f"not: leave it out, and its own are taken ({', '.join(layers)})"
+        )
+    return list(named or layers)
 
 
 def start_alike(parameters: Sequence[nn.Parameter]) -> None:

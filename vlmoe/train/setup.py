@@ -101,7 +101,7 @@ def adapt(model: Any, config: TrainConfig) -> PeftModel:
         lora_dropout=config.dropout,
         gate_rescale=config.rescale,
         init=config.init,
-        target_modules=config.target_modules,
+        target_modules=config.target_modules or config.target,
     )
     return get_peft_model(model, settings)
 

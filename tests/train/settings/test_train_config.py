@@ -12,7 +12,7 @@ from vlmoe.errors import UserError
 from vlmoe.train.settings.config import GROUPS, HARMLESS, TrainConfig, build, read_yaml, to_yaml
 from vlmoe.train.settings.groups import CommandSettings
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "vlmoe" / "configs").glob("*.yaml"))
 
 
 def faults(**values) -> list[str]:

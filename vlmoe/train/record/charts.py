@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe.adapter.routing import LayerRouting, summary
-from vlmoe.adapter.sites import layer_number
+from vlmoe.adapter.towers import layer_number
 from vlmoe.figure import png, write_png
 from vlmoe.files import write_bytes, write_json
 from vlmoe.train.record.log import VALIDATION

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vlmoe.configs import find, names
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser
 from vlmoe.optim.families import in_words
@@ -45,7 +46,7 @@ def from_command_line(
     parser = _parser(description)
     given = vars(parser.parse_args(argv))
     file, resume = given.pop("config"), given.pop("resume")
-    from_file = read_yaml(file) if file else {}
+    from_file = read_yaml(find(file)) if file else {}
     # A flag that says how long takes the place of either in the file.
     if set(LENGTH) & set(given):
         from_file = {key: v for key, v in from_file.items() if key not in LENGTH}
@@ -82,7 +83,10 @@ def _parser(description: str | None) -> Parser:
                 "-h", "--help", action="help", help="show this help message and exit"
             )
             flags.add_argument(
-                "--config", type=Path, metavar="FILE.yaml", help="settings; flags win"
+                "--config",
+                metavar="FILE.yaml",
+                help="settings; flags win. Or the name of some that come along: "
+                + ", ".join(names()),
             )
             flags.add_argument(
                 "--resume",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from vlmoe.choices import (
+    ATTENTION,
     ATTENTIONS,
     DAMPING_MODES,
     DEFAULT_MODEL,
@@ -20,6 +21,7 @@ from vlmoe.choices import (
     IMAGE_FITS,
     INITS,
     QUANTIZE,
+    TARGETS,
     TRACKERS,
 )
 from vlmoe.data.mix import PROPORTIONAL, shares
@@ -127,8 +129,11 @@ class AdapterSettings(Group):
     init_adapter: str | None = None
     """start from this adapter (a run directory, its adapter/, or a hub id) instead of new experts;
     experts, rank, top_k, alpha, init and target_modules are the adapter's"""
+    target: str = ATTENTION
+    """which layers get experts: attention (its projections, in both towers), attention+mlp (every
+    linear layer of those blocks) or all-linear (every one but the head, the projector's too)"""
     target_modules: str | None = None
-    """regular expression on whole module paths (default: all attention projections, both towers)"""
+    """regular expression on whole module paths, in place of --target"""
     gate_rescale: str | None = None
     """what the backward pass does with the gates: none, sqrt or exact (default: as --optim says)"""
     balance_loss: float = 0.0
@@ -136,7 +141,9 @@ class AdapterSettings(Group):
     GOAT's 1e-3 comes to here)"""
 
     def faults(self) -> Iterator[str]:
-        yield from one_of(self, init=INITS, gate_rescale=GATE_RESCALES)
+        yield from one_of(self, init=INITS, gate_rescale=GATE_RESCALES, target=TARGETS)
+        if self.target != ATTENTION and self.target_modules is not None:
+            yield f"target {self.target} and target_modules both say which layers: give one"
         yield from at_least_one(self, "experts", "top_k", "rank")
         yield from above_zero(self, "alpha")
         yield from not_negative(self, "balance_loss")
