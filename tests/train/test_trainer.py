@@ -322,7 +322,7 @@ def test_preferences_begin_at_ln_2(tiny: Any, init: str, tmp_path: Path) -> None
     rows = Dataset.from_list(
         [{"prompt": "what is it", "chosen": " red", "rejected": " a ring"}] * 8
     )
-    model = small(len(tiny.reader.tokenizer), init=init)
+    model = small(len(tiny.reader.tokenizer), init=init, lora_dropout=0.5)  # which TRL switches off
     trainer = MixedDPO(
         model,
         args=trl_arguments(trl.DPOConfig, tmp_path),
