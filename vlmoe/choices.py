@@ -13,7 +13,6 @@ SCORINGS = ("letter", "option", "generate")
 MAX_NEW_TOKENS = 32
 ATTENTION, ATTENTION_MLP, ALL_LINEAR = TARGETS = ("attention", "attention+mlp", "all-linear")
 ATTENTIONS = ("sdpa", "flex")
-SIZES = ("small", "mid", "7b")  # of a model with random weights
 TRACKERS = ("tensorboard", "wandb", "trackio")
 NONE = "none"  # of the questions of a split: it is not scored
 ALL = "all"  # of a picture's questions

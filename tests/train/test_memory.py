@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vlmoe.models.random import random_model, size_config
+from vlmoe.models.random import random_model
+from vlmoe.models.shapes import shape_config
 from vlmoe.train import memory, setup
 from vlmoe.train.memory import remedies
 from vlmoe.train.settings.command_line import from_command_line
@@ -17,7 +18,7 @@ from vlmoe.train.settings.config import TrainConfig
 
 def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:
     with FakeTensorMode() as unreal:
-        base = random_model(size_config(size), "cpu", dtype)
+        base = random_model(shape_config(size), "cpu", dtype)
         model = setup.adapt(base, config)
     piece = memory.random_piece(base, rows)
     with unreal:
@@ -43,7 +44,7 @@ def test_tensors_without_memory_are_counted_alike(checkpointing):
     """The peak of forward and backward on the small shape, real and without values."""
     config = TrainConfig(experts=4, top_k=2, rank=2, gradient_checkpointing=checkpointing)
 
-    base = random_model(size_config("small"), "cpu", torch.float32)
+    base = random_model(shape_config("small"), "cpu", torch.float32)
     real = memory.piece_peak(setup.adapt(base, config), memory.random_piece(base, rows=2))
     assert unreal_peak("small", torch.float32, config, rows=2) == pytest.approx(real, rel=0.02)
 

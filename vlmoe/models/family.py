@@ -8,7 +8,7 @@ new one is a file in ``families/`` and a row here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -147,10 +147,6 @@ class Family(Protocol):
     @property
     def unquantized(self) -> tuple[str, ...]:
         """Paths of modules that keep full weights when the others are quantized."""
-
-    @property
-    def shapes(self) -> Mapping[str, Callable[[], PretrainedConfig]]:
-        """What makes the config of a size, by its name: for models of random weights."""
 
     def reader(self, source: str, config: PretrainedConfig) -> Reader:
         """The tokenizer and picture processor in a folder, checked against the config.

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from vlmoe.models.families.llava import LLAVA
+from vlmoe.adapter import MoELoraConfig
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.targets import target_pattern
 from vlmoe.models.family import family_of
 from vlmoe.models.tree import Pictures, pack, with_pixels
 
@@ -16,19 +18,21 @@ ANSWER_TOKENS = 2  # the letter and the end, as in training
 FIRST_WORD = 3  # smaller ids are markup
 
 
-def size_config(size: str) -> PretrainedConfig:
-    """The architecture of a size: ``7b`` is LLaVA-1.5's, ``mid`` and ``small`` are narrower."""
-    return LLAVA.shapes[size]()
-
-
 def random_model(
     config: PretrainedConfig, device: torch.device | str, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A frozen model in training mode, made where it is to stay (7B parameters fit only once)."""
     family = family_of(config)
+    # An Auto class has it by the first name, a model's own by the second.
+    make = getattr(family.auto, "from_config", None) or family.auto._from_config
     with torch.device(device):
-        model = family.auto._from_config(config, dtype=dtype)
+        model = make(config, dtype=dtype)
     return model.requires_grad_(False).train()
+
+
+def picture_tokens(config: PretrainedConfig) -> int:
+    """Tokens that stand for a picture of 640 x 480; 0 if the base sees none."""
+    return len(family_of(config).noise(config, 1, torch.Generator())[0])
 
 
 def random_batch(
@@ -84,14 +88,8 @@ def random_batch(
     }
 
 
-def attention_widths(config: PretrainedConfig) -> list[int]:
-    """The width of every adapted layer: four square projections in each layer of both towers.
-
-    The last vision layer is left out: LLaVA-1.5 reads the one before it.
-    """
-    vision = config.vision_config
-    text = config.get_text_config()
-    return [
-        *[vision.hidden_size] * 4 * (vision.num_hidden_layers - 1),
-        *[text.hidden_size] * 4 * text.num_hidden_layers,
-    ]
+def attention_shapes(config: PretrainedConfig) -> list[tuple[int, int]]:
+    """Inputs and outputs of every layer that gets experts by default; nothing is allocated."""
+    model = random_model(config, "meta", torch.bfloat16)
+    sites = find_sites(model, target_pattern(model, MoELoraConfig()))
+    return [(site.in_features, site.out_features) for site in sites.values()]

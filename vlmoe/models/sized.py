@@ -282,11 +282,6 @@ class SizedFamily:
         processor = processor_class(self._processor)(**self._settings, **self.numbers(config))
         return self._make(config, tokenizer, frozenset(), processor)
 
-    @property
-    def shapes(self) -> dict[str, Callable[[], PretrainedConfig]]:
-        """None yet."""
-        return {}
-
 
 TEXTS = {"qwen2_5_vl_text", "qwen3_vl_text"}
 """Language models that come with a vision tower alone, whose positions the family makes."""

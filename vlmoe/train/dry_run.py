@@ -16,7 +16,8 @@ from vlmoe.choices import FIND
 from vlmoe.data.mix import Mixture
 from vlmoe.models.family import Reader, family_of
 from vlmoe.models.load import resolve_dtype
-from vlmoe.models.random import ANSWER_TOKENS, random_model, size_config
+from vlmoe.models.random import ANSWER_TOKENS, picture_tokens, random_model
+from vlmoe.models.shapes import find, shape_config
 from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import setup
@@ -45,10 +46,10 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
     devices = accelerator.num_processes
     dtype = resolve_dtype("bf16" if config.dtype == "auto" else config.dtype, accelerator.device)
     rows = math.ceil(config.batch_size / (devices * config.pieces_on(devices)))
-    shape = shape_of(config.model)
+    shape = find(shape_of(config.model) or "")
     assert shape is not None
     with FakeTensorMode() as unreal:
-        base = random_model(size_config(shape), "cpu", dtype)
+        base = random_model(shape_config(shape), "cpu", dtype)
         frozen = base_bytes(base, config.quantize, family_of(base.config).unquantized)
         model = setup.adapt(base, config)
         table = adapter_table(model)
@@ -56,11 +57,11 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
     with unreal:
         peak = piece_peak(model, piece)
         adapters = trained_bytes(model)
-    tokens = base.config.image_seq_length + WORDS + ANSWER_TOKENS
+    picture = picture_tokens(base.config)
     lines = {
         "model": f"{config.model}, {_words_of(dtype)}{_quantized(config)}",
-        "tokens a question": f"{tokens}, {base.config.image_seq_length} of them the picture "
-        "(taken as given: there is no dataset)",
+        "tokens a question": f"{picture + WORDS + ANSWER_TOKENS}, {picture} of them the picture"
+        f"{' of 640 x 480' if picture else ''} (taken as given: there is no dataset)",
         **_steps(config, devices, None),
     }
     memory = {

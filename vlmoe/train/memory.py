@@ -69,8 +69,9 @@ def random_piece(base: Any, rows: int) -> dict[str, Tensor]:
     """A batch of questions about a picture each."""
     batch = random_batch(base, rows, WORDS + ANSWER_TOKENS)
     length = batch["input_ids"].shape[1]
-    # Transformers would look into one of two dimensions, and tensors without memory hold nothing.
-    batch["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=base.dtype)
+    # As if sequences branched, so that the masks are ours: transformers would look into what it is
+    # given, and tensors without memory hold nothing.
+    batch["seen_until"] = torch.full((rows, length), length)
     return batch
 
 

@@ -6,7 +6,7 @@ word: ``USER: <image>\\n{question} ASSISTANT: {answer}</s>``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PretrainedConfig,
@@ -194,21 +191,6 @@ class LlavaFamily:
         pixels = torch.randn(pictures, 3, side, side, generator=generator)
         return [config.image_token_id] * image_token_count(config), {"pixel_values": pixels}
 
-    @property
-    def shapes(self) -> dict[str, Callable[[], LlavaConfig]]:
-        """``7b`` is LLaVA-1.5's own, the others have its parts, narrower.
-
-        ``mid`` keeps the 576 image tokens, so that a token's share of the work is lifelike.
-        """
-        return {
-            "small": lambda: _narrow(64, 2, 32, 3, 56),
-            "mid": lambda: _narrow(1024, 6, 512, 5, 336),
-            "7b": lambda: LlavaConfig(
-                text_config=LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096),
-                image_token_index=IMAGE_TOKEN,
-            ),
-        }
-
 
 LLAVA: Family = LlavaFamily()
 
@@ -277,29 +259,3 @@ def _check(processor: LlavaProcessor, config: PretrainedConfig, expected: int) -
     count = processor(images=blank, text=PICTURE)["input_ids"][0].count(image_id)
     if count != expected:
         raise UserError(f"the processor makes {count} tokens of a picture, the model {expected}")
-
-
-def _narrow(
-    width: int, layers: int, vision_width: int, vision_layers: int, image: int
-) -> LlavaConfig:
-    return LlavaConfig(
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            intermediate_size=11 * width // 4,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 32 if width < 512 else width // 64,
-            max_position_embeddings=4096,
-        ),
-        vision_config=CLIPVisionConfig(
-            hidden_size=vision_width,
-            intermediate_size=4 * vision_width,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=max(1, vision_width // 64),
-            image_size=image,
-            patch_size=14,
-            projection_dim=vision_width,
-        ),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=(image // 14) ** 2,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,6 @@ class TextFamily:
     ) -> tuple[list[int], dict[str, Tensor]]:
         """No picture."""
         return [], {}
-
-    @property
-    def shapes(self) -> dict[str, Callable[[], PretrainedConfig]]:
-        """None yet."""
-        return {}
 
 
 TEXT: Family = TextFamily()
