@@ -47,7 +47,7 @@ def dataset_directory(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
+def train(undrawn, monkeypatch, tmp_path):
     """``train(*flags)`` runs the training command in an empty directory."""
     monkeypatch.chdir(tmp_path)
     main = command("train").main
@@ -61,10 +61,19 @@ def evaluate(monkeypatch, tmp_path):
     return lambda *flags: main([str(flag) for flag in flags])
 
 
+DRAW = RunDirectory.draw
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """No curves and maps, which take longer than a small run."""
     monkeypatch.setattr(RunDirectory, "draw", lambda self, run: None)
+
+
+@pytest.fixture
+def drawn(train, monkeypatch):
+    """``train`` with curves and maps."""
+    monkeypatch.setattr(RunDirectory, "draw", DRAW)
 
 
 @pytest.fixture(scope="session")
