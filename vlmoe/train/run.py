@@ -24,6 +24,7 @@ from vlmoe.train.memory import explained
 from vlmoe.train.questions import all_seen, check_pictures, fingerprint, tell_misfits, to_score
 from vlmoe.train.record.log import teller
 from vlmoe.train.settings.config import TrainConfig, shape_of
+from vlmoe.train.settings.recommended import told
 
 
 def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:
@@ -88,6 +89,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 say(reason)
             count = accelerator.num_processes
             say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}")
+            for words in told(config):
+                say(words)
 
             # Rates, optimizer, and where all of it is written.
             found = None

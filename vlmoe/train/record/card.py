@@ -11,7 +11,7 @@ import transformers
 import yaml
 
 import vlmoe
-from vlmoe.models.load import TINY
+from vlmoe.choices import TINY
 from vlmoe.tasks.metrics import accuracy_line
 from vlmoe.tasks.table import score_table
 from vlmoe.train.settings.config import TrainConfig, to_yaml
