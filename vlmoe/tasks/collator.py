@@ -23,7 +23,7 @@ from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import longest
 from vlmoe.models.family import Reader, Size, family_of
-from vlmoe.models.sized import SizedReader
+from vlmoe.models.sized import EQUAL, SizedReader
 from vlmoe.models.tree import Pictures, pack, with_pixels
 from vlmoe.tasks.letters import Answers, answer_tokens
 from vlmoe.tasks.plain import PlainReader
@@ -84,10 +84,7 @@ class Collator:
             raise UserError(f"--max-picture-tokens must be at least 1, got {max_picture_tokens}")
         if max_picture_tokens is not None:
             if not isinstance(reader, SizedReader):
-                raise UserError(
-                    f"--max-picture-tokens {max_picture_tokens}: to this base every picture is "
-                    "equally many tokens, or none; leave it out"
-                )
+                raise UserError(EQUAL.format(max_picture_tokens))
             reader = reader.capped(max_picture_tokens)
         style = style_of(described or Described(), prompt)
         fault = family_of(reader.config).sharing_fault(reader.config)
