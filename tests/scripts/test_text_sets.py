@@ -53,6 +53,11 @@ def test_a_task_of_glue(train, evaluate, tmp_path, capsys):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("validation_score" in row for row in log)
 
+    card = (run / "README.md").read_text()
+    assert "answers with one of: unacceptable, acceptable" in card
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip() in ("unacceptable", "acceptable")
+
     evaluate("--adapter", run, "--dataset", data, "--split", "unlabelled", "--no-base")
     (handed,) = run.glob("evaluate/*/CoLA.tsv")
     assert re.fullmatch(r"index\tprediction\n0\t[01]\n1\t[01]\n", handed.read_text())
