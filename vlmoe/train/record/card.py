@@ -53,12 +53,7 @@ def model_card(
     facts = {
         "library_name": "peft",
         "pipeline_tag": "image-text-to-text" if sees else "text-generation",
-        "tags": [
-            "vlmoe",
-            "moe-lora",
-            "multiple-choice" if described is None else described.kind,
-            config.optim,
-        ],
+        "tags": ["vlmoe", "moe-lora", kind, config.optim],
     }
     if config.model not in BUILT_IN:
         facts["base_model"] = config.model
