@@ -6,23 +6,18 @@ import re
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vlmoe.models.random import random_model
 from vlmoe.models.shapes import shape_config
 from vlmoe.train import memory, setup
+from vlmoe.train.dry_run import imagined
 from vlmoe.train.memory import remedies
 from vlmoe.train.settings.command_line import from_command_line
 from vlmoe.train.settings.config import TrainConfig
 
 
 def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:
-    with FakeTensorMode() as unreal:
-        base = random_model(shape_config(size), "cpu", dtype)
-        model = setup.adapt(base, config)
-    piece = memory.random_piece(base, rows)
-    with unreal:
-        return memory.piece_peak(model, {name: unreal.from_tensor(t) for name, t in piece.items()})
+    return imagined(shape_config(size), dtype, config, rows)[2]
 
 
 def test_bytes_that_are_there_at_once():

@@ -166,9 +166,23 @@ class Family(Protocol):
         """Why sequences must not share the tokens they begin with; None where that is exact."""
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
-        """A picture's tokens, and random ``pixels`` of so many; empty if it sees none."""
+        """A picture's tokens, and random ``pixels`` of so many; empty if it sees none.
+
+        Args:
+            config: of the model.
+            pictures: how many.
+            generator: of the pixels.
+            most: tokens of a picture, where it is shrunk to them.
+
+        Raises:
+            UserError: a picture cannot take so few.
+        """
 
 
 def family_of(config: PretrainedConfig) -> Family:

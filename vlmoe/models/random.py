@@ -30,9 +30,9 @@ def random_model(
     return model.requires_grad_(False).train()
 
 
-def picture_tokens(config: PretrainedConfig) -> int:
-    """Tokens that stand for a picture of 640 x 480; 0 if the base sees none."""
-    return len(family_of(config).noise(config, 1, torch.Generator())[0])
+def picture_tokens(config: PretrainedConfig, most: int | None = None) -> int:
+    """Tokens of a picture of 640 x 480, shrunk if these are more than ``most``; 0 without eyes."""
+    return len(family_of(config).noise(config, 1, torch.Generator(), most)[0])
 
 
 def random_batch(
@@ -43,6 +43,7 @@ def random_batch(
     questions: int = 1,
     orders: int = 1,
     share: bool = True,
+    most: int | None = None,
 ) -> dict[str, Tensor]:
     """Random pictures and random tokens in the form of ``Collator.training``, on its device.
 
@@ -53,12 +54,13 @@ def random_batch(
         questions: about each picture.
         orders: of each question's options; in a question of several the first fifth of the tokens
             stands for the question and is the same in every order.
+        most: tokens of a picture, where it is shrunk to them.
         share: False gives every question in every order a picture and a row of its own.
     """
     generator = torch.Generator().manual_seed(0)
     config: Any = model.config
     alone = pictures if share else pictures * questions * orders
-    picture, pixels = family_of(config).noise(config, alone, torch.Generator().manual_seed(1))
+    picture, pixels = family_of(config).noise(config, alone, torch.Generator().manual_seed(1), most)
     vocabulary = min([config.get_text_config().vocab_size, *picture])
     asked, about = [], []
     for at in range(pictures):

@@ -26,6 +26,10 @@ from vlmoe.models.faults import reading
 
 LONGEST = 100
 """Times as long as wide: longer pictures are squeezed to it. No processor takes any shape."""
+EQUAL = (
+    "--max-picture-tokens {}: to this base every picture is equally many tokens, or none; "
+    "leave it out"
+)
 _SMALLER = 0.9  # of each side, until a picture takes few enough tokens
 _LEAST = 28  # pixels of the longer side, below which nothing is left of a picture
 
@@ -262,13 +266,19 @@ class SizedFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """Of pictures of 640 x 480, without the text that may stand between their parts."""
+        reader = self._without_files(config)
+        reader = reader if most is None else reader.capped(most)
         blank = [Image.new("RGB", (640, 480))] * pictures
-        pixels = self._without_files(config).pixels(blank, "crop")
+        pixels = reader.pixels(blank, "crop")
         noise = torch.randn(pixels["pixel_values"].shape, generator=generator)
-        ids = [config.image_token_id] * self.tokens(config, Size(480, 640))
+        ids = [config.image_token_id] * reader._count(reader.fitted(Size(480, 640)))
         return ids, {**pixels, "pixel_values": noise}
 
     def tokens(self, config: PretrainedConfig, size: Size) -> int:

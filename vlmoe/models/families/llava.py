@@ -36,7 +36,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
 from vlmoe.models.family import Family, Patches, Size, added_tokens
 from vlmoe.models.faults import reading
-from vlmoe.models.sized import as_rows, embedded
+from vlmoe.models.sized import EQUAL, as_rows, embedded
 
 END = "</s>"
 IMAGE_TOKEN = 32000
@@ -184,9 +184,15 @@ class LlavaFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """See ``Family.noise``."""
+        if most is not None:
+            raise UserError(EQUAL.format(most))
         side = config.vision_config.image_size
         pixels = torch.randn(pictures, 3, side, side, generator=generator)
         return [config.image_token_id] * image_token_count(config), {"pixel_values": pixels}

@@ -22,6 +22,7 @@ from vlmoe.models.causal import causal_inputs, check_logits, sharing_fault
 from vlmoe.models.chat import chat_ids, ends_of
 from vlmoe.models.family import Family, Patches, Size
 from vlmoe.models.faults import reading
+from vlmoe.models.sized import EQUAL
 
 BLIND = "this model reads text alone"
 
@@ -91,9 +92,15 @@ class TextFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """No picture."""
+        if most is not None:
+            raise UserError(EQUAL.format(most))
         return [], {}
 
 
