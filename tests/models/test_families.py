@@ -379,10 +379,23 @@ def test_a_template_that_rewrites_the_question_is_refused(tmp_path):
         Collator.of(base.reader)
 
 
-def test_every_end_of_the_generation_config_ends_an_answer(tmp_path):
-    folder = save_small_text(tmp_path / "model", "glm4")
+@pytest.mark.parametrize("kind", ["glm4", "llava"])
+def test_every_end_of_the_generation_config_ends_an_answer(tmp_path, kind):
+    folder = BASES[kind](tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9]}))
     assert load_base(str(folder)).reader.ends == {2, 7, 9}
+
+
+def test_a_conversation_that_would_begin_twice_is_refused(tmp_path):
+    template = CHATML.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+    folder = save_small_text(tmp_path / "model", "llama", template)
+    with pytest.raises(UserError, match="conversations begin with <s> twice"):
+        load_base(str(folder))
+
+
+def test_plain_text_in_place_of_a_template_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="has no chat template: its conversations are plain text"):
+        load_base(str(save_small_text(tmp_path / "model", "llama")))
 
 
 def test_earlier_turns_and_markup_that_the_model_spelt_out(base):

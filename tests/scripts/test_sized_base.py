@@ -27,9 +27,7 @@ def flags(request, tmp_path_factory, dataset_directory):
             "--max-picture-tokens", 64]  # fmt: skip
 
 
-def test_a_run_resumes_to_the_bit_and_is_scored_alike(
-    train, evaluate, undrawn, flags, tmp_path, capsys
-):
+def test_a_run_resumes_to_the_bit_and_is_scored_alike(train, evaluate, flags, tmp_path, capsys):
     train(*flags, "--output", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-4")

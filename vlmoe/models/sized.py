@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import EXACT, causal_inputs, check_logits, sharing_fault
-from vlmoe.models.chat import Shown, chat_ids, ends_of, load_tokenizer
+from vlmoe.models.chat import Shown, chat_ids, checked, ends_of, load_tokenizer
 from vlmoe.models.family import Patches, Size
 from vlmoe.models.faults import reading
 
@@ -242,7 +242,7 @@ class SizedFamily:
                 "the tokenizer: tokenizer and model do not belong together"
             )
         reader.render([Turn(f"{PICTURE}Which?")], [Size(100, 100)])  # a template may show none
-        return reader
+        return checked(reader)
 
     def features(self, base: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """The rows (n, width) that stand for the tokens of all pictures, one after the other."""

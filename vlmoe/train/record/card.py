@@ -11,7 +11,7 @@ import transformers
 import yaml
 
 import vlmoe
-from vlmoe.models.faults import BUILT_IN
+from vlmoe.choices import BUILT_IN
 from vlmoe.tasks.metrics import accuracy_line
 from vlmoe.tasks.table import score_table
 from vlmoe.train.settings.config import TrainConfig, to_yaml

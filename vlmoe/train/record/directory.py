@@ -37,6 +37,7 @@ from vlmoe.train.record.finished import LOG
 from vlmoe.train.record.lock import LOCK, RunLock
 from vlmoe.train.record.log import read_log
 from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, to_yaml
+from vlmoe.train.settings.recommended import in_force
 from vlmoe.train.state import Run
 
 FOUND = "lr_find.json"
@@ -124,7 +125,7 @@ class RunDirectory:
 
         They follow from the files of the run, so they are there after it was resumed, too.
         """
-        notes = {}
+        notes = dict.fromkeys(in_force(config), f"as recommended for {config.model}")
         found = self.path / FOUND
         if found.is_file():
             values = json.loads(found.read_text(encoding="utf-8"))

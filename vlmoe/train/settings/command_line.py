@@ -27,6 +27,7 @@ from vlmoe.train.settings.config import (
     read_yaml,
 )
 from vlmoe.train.settings.groups import CommandSettings
+from vlmoe.train.settings.recommended import filled
 
 LATEST = "latest"
 """What ``--resume`` says without a path."""
@@ -69,7 +70,7 @@ def from_command_line(
         from vlmoe.train.init_adapter import adopted  # takes seconds, by torch and peft
 
         values = adopted(values)
-    return build(values), resume
+    return build(filled(values)), resume
 
 
 def _parser(description: str | None) -> Parser:
