@@ -6,13 +6,15 @@ import random
 from collections import Counter
 from fractions import Fraction
 from itertools import chain, groupby, islice, pairwise
+from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
-from vlmoe.data.mix import shares
+from vlmoe.data.mix import Mixture, shares
 from vlmoe.train.batches import MixedOrder, StepOrder, ahead, grouped, make_order, runs, split
 
 
@@ -27,6 +29,20 @@ def test_every_epoch_sees_every_question_once():
 def test_order_follows_from_the_seed():
     assert StepOrder(50, 8, 1).step(9) == StepOrder(50, 8, 1).step(9)
     assert StepOrder(50, 8, 1).step(0) != StepOrder(50, 8, 2).step(0)
+
+
+def test_the_order_is_that_of_earlier_versions():
+    """A run of theirs goes on with the questions it would have had."""
+    single = StepOrder(7, 3, 5)
+    assert [single.step(step) for step in range(5)] == [
+        [4, 3, 6],
+        [1, 5, 2],
+        [0, 3, 1],
+        [5, 6, 2],
+        [0, 4, 1],
+    ]
+    mixed = MixedOrder([4, 6], [Fraction(1, 3), Fraction(2, 3)], 3, 5)
+    assert [mixed.step(step) for step in range(4)] == [[5, 3, 8], [9, 2, 6], [4, 7, 0], [1, 5, 7]]
 
 
 def test_split_is_even_and_complete():
@@ -224,3 +240,21 @@ def test_one_question_per_image_is_the_order_without_pictures():
     assert make_order(examples, "proportional", 4, 1, 1).keys is None
     assert make_order(examples, "proportional", 4, 1, ALL).together is None
     assert make_order(examples, "proportional", 4, 1, 3).together == 3
+
+
+def test_pictures_and_several_datasets_reach_the_order():
+    pictures = [Image.new("RGB", (2, 2)) for _ in range(4)]
+    examples = [Example(str(at), pictures[at % 4], "Which?", ("a", "b"), 0) for at in range(12)]
+    order = make_order(examples, "proportional", 3, 1, ALL)
+    assert isinstance(order, StepOrder)
+    assert all(len({at % 4 for at in order.step(step)}) == 1 for step in range(4))
+
+    class Part(list):
+        image_keys: ClassVar[list] = [None] * 6
+
+    both = Mixture({"a": Part(range(6)), "b": Part(range(6))})
+    assert isinstance(mixed := make_order(both, "0.25,0.75", 4, 1), MixedOrder)
+    assert sum(at < 6 for at in mixed.step(0)) == 1
+    assert mixed.keys is None
+    assert make_order(both, "0.25,0.75", 4, 1, ALL).keys == [None] * 12
+    assert isinstance(make_order(Mixture({"a": Part(range(6))}), "equal", 4, 1), StepOrder)
