@@ -15,7 +15,16 @@ from PIL import Image
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture, shares
-from vlmoe.train.batches import MixedOrder, StepOrder, ahead, grouped, make_order, runs, split
+from vlmoe.train.batches import (
+    MixedOrder,
+    StepOrder,
+    ahead,
+    grouped,
+    make_order,
+    pieces,
+    runs,
+    split,
+)
 
 
 def test_every_epoch_sees_every_question_once():
@@ -258,3 +267,37 @@ def test_pictures_and_several_datasets_reach_the_order():
     assert mixed.keys is None
     assert make_order(both, "0.25,0.75", 4, 1, ALL).keys == [None] * 12
     assert isinstance(make_order(Mixture({"a": Part(range(6))}), "equal", 4, 1), StepOrder)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pieces_are_the_steps_of_the_order_shared_among_processes(workers):
+    examples = [Example(str(at), None, "Which?", ("a", "b"), 0) for at in range(24)]
+
+    class Task:
+        @staticmethod
+        def training(some):
+            return {"ids": [one.id for one in some]}
+
+    order = StepOrder(24, 8, 1)
+    shared = [
+        [
+            part["ids"]
+            for part in pieces(
+                examples,
+                Task,
+                order,
+                range(1, 3),
+                grad_accum=2,
+                rank=rank,
+                world=2,
+                workers=workers,
+            )
+        ]
+        for rank in range(2)
+    ]
+    for at, step in enumerate((1, 2)):
+        cut = [[str(index) for index in piece] for piece in split(order.step(step), 4)]
+        for rank in range(2):
+            assert shared[rank][2 * at : 2 * at + 2] == cut[rank::2]
+    alone = pieces(examples, Task, order, range(1), grad_accum=1, workers=workers)
+    assert [part["ids"] for part in alone] == [[str(index) for index in order.step(0)]]
