@@ -25,7 +25,7 @@ ROOMS = (
     {"tasks"},
     {"train"},
     {"data_prep", "study", "benchmark", "demo", "lessons", "watch"},
-    {"commands"},
+    {"commands", "from_python"},
     {"__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

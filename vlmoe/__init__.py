@@ -21,20 +21,24 @@ if TYPE_CHECKING:
     )
     from vlmoe.adapter.switch import AdapterSwitch
     from vlmoe.errors import UserError
+    from vlmoe.from_python import TrainedAdapter, load_predictor, train_adapter
     from vlmoe.models.load import load_base
     from vlmoe.optim import RiemannianAdamW, RiemannianSGD, build_optimizer, create_optimizer
     from vlmoe.tasks.collator import Collator
     from vlmoe.tasks.predict import Predictor
+    from vlmoe.train.trainer import MoELoraTrainerMixin
 
 __all__ = [
     "AdapterSwitch",
     "Collator",
     "MoELoraConfig",
     "MoELoraModel",
+    "MoELoraTrainerMixin",
     "Predictor",
     "RiemannianAdamW",
     "RiemannianSGD",
     "RoutingRecorder",
+    "TrainedAdapter",
     "UserError",
     "build_optimizer",
     "create_optimizer",
@@ -42,6 +46,8 @@ __all__ = [
     "gates",
     "load_adapter",
     "load_base",
+    "load_predictor",
+    "train_adapter",
 ]
 
 _AT = {
@@ -49,10 +55,12 @@ _AT = {
     "Collator": "vlmoe.tasks.collator",
     "MoELoraConfig": "vlmoe.adapter",
     "MoELoraModel": "vlmoe.adapter",
+    "MoELoraTrainerMixin": "vlmoe.train.trainer",
     "Predictor": "vlmoe.tasks.predict",
     "RiemannianAdamW": "vlmoe.optim",
     "RiemannianSGD": "vlmoe.optim",
     "RoutingRecorder": "vlmoe.adapter",
+    "TrainedAdapter": "vlmoe.from_python",
     "UserError": "vlmoe.errors",
     "build_optimizer": "vlmoe.optim",
     "create_optimizer": "vlmoe.optim",
@@ -60,6 +68,8 @@ _AT = {
     "gates": "vlmoe.adapter",
     "load_adapter": "vlmoe.adapter",
     "load_base": "vlmoe.models.load",
+    "load_predictor": "vlmoe.from_python",
+    "train_adapter": "vlmoe.from_python",
 }
 
 # peft imports bitsandbytes, which advises of an optional CPU kernel at every start.

@@ -6,7 +6,7 @@ alone, so that ``--help`` and a mistyped flag answer at once. Optimizers have th
 """
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
-TINY = "tiny"  # the built-in base
+BUILT_IN = TINY, TINY_TEXT = ("tiny", "tiny-text")  # bases that come along
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # to torch's names
 QUANTIZE = ("none", "4bit", "8bit")
 IMAGE_FITS = ("crop", "pad")
@@ -14,7 +14,6 @@ SCORINGS = ("letter", "option", "generate")
 MAX_NEW_TOKENS = 32
 ATTENTION, ATTENTION_MLP, ALL_LINEAR = TARGETS = ("attention", "attention+mlp", "all-linear")
 ATTENTIONS = ("sdpa", "flex")
-SIZES = ("small", "mid", "7b")  # of a model with random weights
 TRACKERS = ("tensorboard", "wandb", "trackio")
 NONE = "none"  # of the questions of a split: it is not scored
 ALL = "all"  # of a picture's questions

@@ -167,3 +167,25 @@ def test_a_file_without_a_column(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "raw/data/train-00000-of-00001.parquet")
     with pytest.raises(UserError, match="has no column choices"):
         scienceqa.prepare(str(tmp_path / "raw"), tmp_path / "out")
+
+
+def test_text_only_of_either_form(tmp_path: Path, source: Path) -> None:
+    manifest = scienceqa.prepare(str(source), tmp_path / "hub", text_only=True)
+    pictured = sum(scienceqa_row(i)["image"] is not None for i in range(24))
+    assert manifest["left_out"] == {"questions with a picture (--text-only)": pictured}
+    assert manifest["records"]["prepared"] == 24 - pictured
+
+    raw = tmp_path / "official"
+    raw.mkdir()
+    problems = {str(i): scienceqa_row(i) | {"image": None} for i in range(3)}
+    problems["1"] |= {"image": "image.png"}
+    (raw / "problems.json").write_text(json.dumps(problems))
+    (raw / "pid_splits.json").write_text(json.dumps({"train": ["0", "1"], "val": [], "test": [2]}))
+    manifest = scienceqa.prepare(str(raw), tmp_path / "out", text_only=True)
+    assert manifest["records"] == {
+        "source": 3, "read": 3, "prepared": 2, "rejected": 0, "left_out": 1
+    }  # fmt: skip
+    (one,) = load_split(tmp_path / "out", "test")
+    assert (one.id, one.question) == ("test-2", problems["2"]["question"])
+    with pytest.raises(UserError, match="leave nothing"):
+        scienceqa.prepare(str(raw), tmp_path / "out", text_only=True, images_only=True)

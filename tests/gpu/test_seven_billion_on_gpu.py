@@ -8,7 +8,8 @@ from torch import nn
 
 from vlmoe.adapter import factor_pairs, gates
 from vlmoe.models.families.llava import LLAVA
-from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_model, size_config
+from vlmoe.models.random import ANSWER_TOKENS, random_batch, random_model
+from vlmoe.models.shapes import shape_config
 from vlmoe.optim.recipe import build_optimizer
 from vlmoe.train import dry_run, memory, setup
 from vlmoe.train.loop import answer_loss
@@ -48,7 +49,7 @@ def test_one_question_at_a_time_fits_a_budget_of_24_gb_and_is_told_beforehand():
     config = TrainConfig(
         model="shape:7b", quantize="4bit", gradient_checkpointing=True, grad_accum=40, dry_run=True
     )
-    base = random_model(size_config("7b"), "cuda", torch.bfloat16)
+    base = random_model(shape_config("7b"), "cuda", torch.bfloat16)
     to_nf4(base)
     model = setup.adapt(base, config)
     optimizer = build_optimizer(config.optim, factor_pairs(model), gates(model))

@@ -42,7 +42,9 @@ from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.readings import make_predictor
 from vlmoe.tasks.score import score
 from vlmoe.train import ranks
+from vlmoe.train.dry_run import imagined
 from vlmoe.train.loop import answer_loss
+from vlmoe.train.memory import piece_peak, random_piece
 from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import adapt
 
@@ -323,6 +325,20 @@ def test_random_batches_of_every_family(base):
     assert torch.isfinite(answer_loss(base.model, batch))
 
 
+def test_memory_is_counted_without_any(base):
+    """The peak of a piece, real and of tensors without memory, of which the sizes are known."""
+    tiles = base.model.config.model_type not in {"llava", "gemma3", *TEXT_KINDS}
+    most = 64 if tiles else None  # else it would take long
+    config = TrainConfig(experts=3, top_k=2, rank=2, max_picture_tokens=most)
+    model = adapt(base.model, config)
+    try:
+        real = piece_peak(model, random_piece(base.model, 2, most))
+    finally:
+        model.unload().eval()
+    *_, peak = imagined(base.model.config, torch.float32, config, 2)
+    assert peak == pytest.approx(real, rel=0.06)  # what kernels keep differs
+
+
 def test_in_four_bits_the_named_modules_keep_their_weights(folder):
     bnb = pytest.importorskip("bitsandbytes")
     base = load_base(str(folder), quantize="4bit")
@@ -363,10 +379,23 @@ def test_a_template_that_rewrites_the_question_is_refused(tmp_path):
         Collator.of(base.reader)
 
 
-def test_every_end_of_the_generation_config_ends_an_answer(tmp_path):
-    folder = save_small_text(tmp_path / "model", "glm4")
+@pytest.mark.parametrize("kind", ["glm4", "llava"])
+def test_every_end_of_the_generation_config_ends_an_answer(tmp_path, kind):
+    folder = BASES[kind](tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9]}))
     assert load_base(str(folder)).reader.ends == {2, 7, 9}
+
+
+def test_a_conversation_that_would_begin_twice_is_refused(tmp_path):
+    template = CHATML.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+    folder = save_small_text(tmp_path / "model", "llama", template)
+    with pytest.raises(UserError, match="conversations begin with <s> twice"):
+        load_base(str(folder))
+
+
+def test_plain_text_in_place_of_a_template_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="has no chat template: its conversations are plain text"):
+        load_base(str(save_small_text(tmp_path / "model", "llama")))
 
 
 def test_earlier_turns_and_markup_that_the_model_spelt_out(base):

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from vlmoe.adapter import MoELoraConfig
-from vlmoe.adapter.sites import find_sites
-from vlmoe.adapter.targets import target_pattern
+from vlmoe.models.family import FAMILIES
 from vlmoe.models.forward import logits_at
-from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
+from vlmoe.models.random import attention_shapes, random_batch, random_model
+from vlmoe.models.shapes import find, shape_config, shapes
 
 
-def test_small_runs_and_its_widths_are_those_of_the_adapted_layers():
-    config = size_config("small")
-    model = random_model(config, "cpu", torch.bfloat16)
+def test_small_runs_in_the_precision_asked_for():
+    model = random_model(shape_config("small"), "cpu", torch.bfloat16)
     batch = random_batch(model, 2, 5)
     assert batch["input_ids"].shape == (2, 16 + 5)
     assert logits_at(model, batch).shape == (2, 2, 32064)
     assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
     assert not any(param.requires_grad for param in model.parameters())
-    sites = find_sites(model, target_pattern(model, MoELoraConfig())).values()
-    widths = sorted(attention_widths(config))
-    assert widths == sorted(s.in_features for s in sites) == sorted(s.out_features for s in sites)
 
 
 def test_batches_are_the_same_questions_shared_or_not():
-    model = random_model(size_config("small"), "cpu", torch.float32).eval()
+    model = random_model(shape_config("small"), "cpu", torch.float32).eval()
     sizes = {"questions": 3, "orders": 4}
     shared = random_batch(model, 2, 10, **sizes)
     alone = random_batch(model, 2, 10, **sizes, share=False)
@@ -41,15 +37,23 @@ def test_batches_are_the_same_questions_shared_or_not():
         )
 
 
-def test_7b_is_llava():
+@pytest.mark.parametrize("name", shapes())
+def test_every_shape_has_its_parameters(name):
     """On the meta device: shapes without weights."""
-    config = size_config("7b")
+    config = shape_config(name)
     model = random_model(config, "meta", torch.bfloat16)
-    assert sum(param.numel() for param in model.parameters()) == 7_063_427_072
-    assert attention_widths(config) == [1024] * 4 * 23 + [4096] * 4 * 32
-    sites = find_sites(model, target_pattern(model, MoELoraConfig())).values()
-    assert sorted(s.in_features for s in sites) == attention_widths(config)
+    assert sum(param.numel() for param in model.parameters()) == shapes()[name]["parameters"]
+    assert config.model_type in FAMILIES
+    assert find(name.upper()) == name
+    assert find(shapes()[name].get("source", name)) in (name, "7b")
+
+
+def test_the_layers_of_a_shape():
+    assert attention_shapes(shape_config("7b")) == [(1024, 1024)] * 4 * 23 + [(4096, 4096)] * 4 * 32
+    grouped = set(attention_shapes(shape_config("llama-3.2-3b")))
+    assert grouped == {(3072, 3072), (3072, 1024)}
+    assert find("llama-9") is None
 
 
 def test_mid_keeps_the_image_tokens_of_the_large_one():
-    assert size_config("mid").image_seq_length == size_config("7b").image_seq_length == 576
+    assert shape_config("mid").image_seq_length == shape_config("7b").image_seq_length == 576

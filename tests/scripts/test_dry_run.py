@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from vlmoe.errors import UserError
+
 
 def memory(out: str) -> dict[str, float]:
     """Part -> MiB."""
@@ -24,7 +26,7 @@ def test_with_weights(train, small, tmp_path, capsys):
     assert re.search(r"time +\d+\.\d+ s a step, \d+\.\d+ h for 6", out)
     parts = memory(out)
     assert parts["optimizer's state"] >= 2 * parts["adapters"] > 0
-    assert parts["activations of a piece"] > 0
+    assert parts["activations of the largest piece"] > 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -49,3 +51,17 @@ def test_of_a_shape(train, tmp_path, capsys):
     states = [parts["optimizer's state"] / parts["adapters"] for parts in (plain, saving)]
     assert states == pytest.approx([1, 2], rel=0.03)  # rounded for show
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_usual_shapes(train, capsys):
+    """By name or hub id; a cap on pictures makes them smaller, or is refused."""
+    flags = ["--dry-run", "--device", "cpu", "--batch-size", 1, "--grad-accum", 1]
+    of_hub = "shape:HuggingFaceTB/SmolVLM-256M-Instruct"
+    train("--model", of_hub, "--max-picture-tokens", 320, *flags)
+    assert "386, 320 of them the picture of 640 x 480" in capsys.readouterr().out
+    with pytest.raises(UserError, match="equally many tokens"):
+        train("--model", "shape:small", "--max-picture-tokens", 9, *flags)
+    with pytest.raises(UserError, match=r"unknown shape 'smolvlm-2': .*did you mean 'smolvlm-2b'"):
+        train("--model", "shape:smolvlm-2", *flags)
+    with pytest.raises(UserError, match="for --dry-run alone"):
+        train("--model", "shape:small")

@@ -1,4 +1,4 @@
-"""The three prompts, word for word."""
+"""The prompts, word for word."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ WORDS = {
         " The answer is B.",
     ),
 }
+WORDS["letters"] = WORDS["llava"]  # for answers that are the same for all questions, too
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -41,7 +42,7 @@ def test_word_for_word(name):
 
 def test_every_style_has_its_words_here():
     assert PROMPTS.keys() == WORDS.keys()
-    assert [LLAVA.name, VMCBENCH.name, PAPER.name] == list(WORDS)
+    assert [LLAVA.name, VMCBENCH.name, PAPER.name, "letters"] == list(WORDS)
 
 
 def test_braces_are_only_text():

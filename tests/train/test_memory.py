@@ -6,22 +6,18 @@ import re
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vlmoe.models.random import random_model, size_config
+from vlmoe.models.random import random_model
+from vlmoe.models.shapes import shape_config
 from vlmoe.train import memory, setup
+from vlmoe.train.dry_run import imagined
 from vlmoe.train.memory import remedies
 from vlmoe.train.settings.command_line import from_command_line
 from vlmoe.train.settings.config import TrainConfig
 
 
 def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:
-    with FakeTensorMode() as unreal:
-        base = random_model(size_config(size), "cpu", dtype)
-        model = setup.adapt(base, config)
-    piece = memory.random_piece(base, rows)
-    with unreal:
-        return memory.piece_peak(model, {name: unreal.from_tensor(t) for name, t in piece.items()})
+    return imagined(shape_config(size), dtype, config, rows)[2]
 
 
 def test_bytes_that_are_there_at_once():
@@ -43,7 +39,7 @@ def test_tensors_without_memory_are_counted_alike(checkpointing):
     """The peak of forward and backward on the small shape, real and without values."""
     config = TrainConfig(experts=4, top_k=2, rank=2, gradient_checkpointing=checkpointing)
 
-    base = random_model(size_config("small"), "cpu", torch.float32)
+    base = random_model(shape_config("small"), "cpu", torch.float32)
     real = memory.piece_peak(setup.adapt(base, config), memory.random_piece(base, rows=2))
     assert unreal_peak("small", torch.float32, config, rows=2) == pytest.approx(real, rel=0.02)
 

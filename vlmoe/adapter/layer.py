@@ -35,7 +35,6 @@ class AdapterSettings(NamedTuple):
     top_k: int
     scaling: float
     """lora_alpha / r; of GOAT sqrt(3 in / r)"""
-    dropout: float
     gate_rescale: str
 
 
@@ -88,7 +87,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     tensor_kinds = (*FACTORS, GATE)
     start_kinds = STARTS
     adapter_layer_names = tensor_kinds
-    other_param_names = ("settings", *start_kinds)
+    other_param_names = ("settings", "moe_lora_dropout", *start_kinds)
     routing_listener: RoutingListener | None = None
     cast_input_dtype_enabled = True
     """PEFT's switch (``disable_input_dtype_casting``); here the input keeps its dtype anyway."""
@@ -112,6 +111,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         self.moe_lora_gate = nn.ModuleDict()
         self.moe_lora_start_A = nn.ModuleDict()
         self.moe_lora_start_B = nn.ModuleDict()
+        self.moe_lora_dropout = nn.ModuleDict()
         self._tied = tied
         self._whole_weight: Tensor | None = None  # W, while W_res is in its place
         self._taken_out: list[str] = []  # the adapters whose start is missing from the weight
@@ -144,9 +144,10 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
             elif adapter_name in starts:
                 del starts[adapter_name]
         scaling = goat_scale(self.in_features, config.r) if goat else config.lora_alpha / config.r
-        self.settings[adapter_name] = AdapterSettings(
-            config.top_k, scaling, config.lora_dropout, config.gate_rescale
-        )
+        self.settings[adapter_name] = AdapterSettings(config.top_k, scaling, config.gate_rescale)
+        # A module, which is not called: tools look for such to switch dropout off (TRL does).
+        dropout = nn.Dropout(config.lora_dropout).train(self.training)
+        self.moe_lora_dropout[adapter_name] = dropout
         # PEFT makes adapters on the meta device when a file is about to fill them.
         if goat and not self.gate(adapter_name).is_meta:
             self._start_from_singular_values(adapter_name)
@@ -165,7 +166,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name not in self.settings:  # another adapter of the model leaves this layer alone
                 continue
-            top_k, scaling, dropout, gate_rescale = self.settings[name]
+            top_k, scaling, gate_rescale = self.settings[name]
+            dropout: Any = self.moe_lora_dropout[name]
             if name in self.moe_lora_start_A and name not in self._taken_out:
                 y = y - self._start_output(name, x).to(y.dtype)
             y, logits, gates = routed_mixture(
@@ -175,7 +177,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
                 top_k=top_k,
                 scaling=scaling,
                 gate_rescale=gate_rescale,
-                dropout=dropout if self.training else 0.0,
+                dropout=dropout.p if dropout.training else 0.0,
                 base=y,
             )
             if self.routing_listener is not None:

@@ -38,6 +38,9 @@ def towers(model: nn.Module) -> Callable[[str], str]:
         path = next((path for path, module in model.named_modules() if module is part), "")
         if path:
             named[f"{path}."] = tower
+    # A model without eyes gives itself for its encoder, which then holds the decoder too.
+    for outer in [one for one in named if any(one != b and b.startswith(one) for b in named)]:
+        del named[outer]
 
     def tower_of(path: str) -> str:
         by_name = path_tower(path)

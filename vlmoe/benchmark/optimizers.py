@@ -19,7 +19,7 @@ Pair = tuple[nn.Parameter, nn.Parameter]
 
 
 def random_pairs(
-    widths: Sequence[int], experts: int, rank: int, device: torch.device
+    shapes: Sequence[tuple[int, int]], experts: int, rank: int, device: torch.device
 ) -> list[Pair]:
     """A pair of float32 factors (experts, rank, width) for every layer, with gradients.
 
@@ -27,8 +27,8 @@ def random_pairs(
     writes over the gradients, finds them much the same in every step.
     """
     return [
-        (_factor(width, experts, rank, device), _factor(width, experts, rank, device))
-        for width in widths
+        (_factor(inputs, experts, rank, device), _factor(outputs, experts, rank, device))
+        for inputs, outputs in shapes
     ]
 
 

@@ -33,12 +33,13 @@ from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
 from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
 from vlmoe.benchmark.packing import ALONE, packing_works
 from vlmoe.benchmark.steps import VARIANTS, step_works
-from vlmoe.choices import DTYPES, SIZES
+from vlmoe.choices import DTYPES
 from vlmoe.errors import UserError
 from vlmoe.files import write_json
 from vlmoe.flags import Parser
 from vlmoe.models.load import checkpoint_activations, resolve_device, resolve_dtype
-from vlmoe.models.random import attention_widths, random_batch, random_model, size_config
+from vlmoe.models.random import attention_shapes, random_batch, random_model
+from vlmoe.models.shapes import shape_config, shapes
 from vlmoe.optim.families import UPDATE_RULES
 from vlmoe.program import as_typed
 
@@ -47,7 +48,9 @@ PARTS = ("step", "memory", "optimizer", "packing")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="mid", help="of the model (default mid)")
+    parser.add_argument(
+        "--size", choices=list(shapes()), default="mid", help="of the model (default mid)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of the base")
     parser.add_argument(
@@ -131,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure_steps(
     args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    model = random_model(size_config(args.size), device, dtype)
+    model = random_model(shape_config(args.size), device, dtype)
     if args.checkpointing:
         checkpoint_activations(model)
     batch = random_batch(model, args.batch_size, args.words)
@@ -150,7 +153,7 @@ def measure_packing(
     args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Ratios are to a sequence for each question, so memory ratios are those of a question."""
-    base = random_model(size_config(args.size), device, dtype)
+    base = random_model(shape_config(args.size), device, dtype)
     if args.checkpointing:
         checkpoint_activations(base)
     parts = packing_works(
@@ -174,8 +177,8 @@ def measure_packing(
 def measure_optimizer(
     args: argparse.Namespace, family: str, device: torch.device
 ) -> dict[str, Any]:
-    widths = attention_widths(size_config(args.size))
-    works = optimizer_works(family, random_pairs(widths, args.experts, args.rank, device))
+    layers = attention_shapes(shape_config(args.size))
+    works = optimizer_works(family, random_pairs(layers, args.experts, args.rank, device))
     return timed(works, args.repeats, device, next(iter(works)))
 
 

@@ -27,6 +27,7 @@ from vlmoe.choices import (
     SCORINGS,
 )
 from vlmoe.commands import compare
+from vlmoe.data.described import CLASSIFICATION, describe
 from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mix import draw, load_mixture
 from vlmoe.data.registry import label as dataset_label
@@ -36,14 +37,11 @@ from vlmoe.errors import UserError
 from vlmoe.flags import Parser
 from vlmoe.tasks.metrics import (
     SUBMISSION,
-    accuracy_line,
     circular_line,
-    metrics,
     unanswered_lines,
     write_report,
 )
 from vlmoe.tasks.prompt import LLAVA, PROMPTS
-from vlmoe.tasks.table import score_table
 from vlmoe.train.record.finished import ADAPTER, BASE, NONE, common_base, name_adapters, settings_of
 
 # What loads a model is imported by the functions that do: it takes seconds, and --help, a mistyped
@@ -79,9 +77,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--scoring",
         choices=SCORINGS,
-        default="letter",
-        help="read the answer off the letters' probabilities (default), off the likelihood of "
-        "each option's text, or off what the model says",
+        help="read the answer off the letters' probabilities, off the likelihood of each option's "
+        "text, or off what the model says (default: letter; option where all questions have the "
+        "same answers in words)",
     )
     parser.add_argument(
         "--circular",
@@ -158,8 +156,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from vlmoe.adapter.load import check_numbers, find_adapter
     from vlmoe.models.forward import use_attention
     from vlmoe.models.load import load_base, resolve_device, resolve_dtype
-    from vlmoe.tasks.collator import Collator
-    from vlmoe.tasks.readings import make_predictor
+    from vlmoe.tasks.kinds import task_of
     from vlmoe.tasks.score import check_sound, score
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
@@ -171,7 +168,9 @@ def evaluate(args: argparse.Namespace) -> None:
     args.image_fit = args.image_fit or common_setting("image_fit", folders)
     if args.max_picture_tokens is None:
         args.max_picture_tokens = common_setting("max_picture_tokens", folders)
-    whole = load_mixture(locate_all(args.dataset), args.split)
+    folders_of_data = locate_all(args.dataset)
+    described = describe(folders_of_data)
+    whole = load_mixture(folders_of_data, args.split)
     examples = draw(whole, args.limit, args.seed)
     args.limit = len(examples) if len(examples) < len(whole) else 0  # a limit that limits
     groups = {name: group for name in examples.categories if (group := group_of(name))}
@@ -180,15 +179,20 @@ def evaluate(args: argparse.Namespace) -> None:
     precision = str(resolve_dtype(args.dtype, device)).removeprefix("torch.")
     base = load_base(name, dtype=args.dtype, quantize=args.quantize, device=device)
     use_attention(base.model, args.attention)
-    collator = Collator.of(base.reader, args.image_fit, args.prompt, args.max_picture_tokens)
-    if collator.sharing_fault:
-        print(f"questions share no image tokens: {collator.sharing_fault}")
+    task = task_of(base.reader, described, args.image_fit, args.prompt, args.max_picture_tokens)
+    args.scoring = args.scoring or task.scoring
+    if args.circular and described.kind == CLASSIFICATION and args.scoring != "letter":
+        raise UserError(
+            "--circular rotates lettered options; these answers have none: add --prompt letters"
+        )
+    if task.sharing_fault:
+        print(f"questions share no image tokens: {task.sharing_fault}")
 
     places = output_directories(args, adapters, folders, name)
     columns: dict[str, dict[str, Any]] = {}
     for label, model in models(base, folders, with_base=not (folders and args.no_base)):
         scored = score(
-            make_predictor(args.scoring, model, collator, args.max_new_tokens),
+            task.predictor(model, args.scoring, args.max_new_tokens),
             examples,
             batch_size=args.batch_size,
             blank_images=args.blank_images,
@@ -201,7 +205,7 @@ def evaluate(args: argparse.Namespace) -> None:
             print(f"{label}: {line}" if not line.startswith(" ") else line)
         numbers = None
         if any(item.correct is not None for item in scored):
-            numbers = metrics(scored, groups)
+            numbers = task.metrics(scored, groups)
             numbers["settings"] = {"adapter": adapters.get(label, NONE), "model": name,
                                    "dtype": precision, **settings(args)}  # fmt: skip
             columns[label] = numbers
@@ -210,7 +214,7 @@ def evaluate(args: argparse.Namespace) -> None:
             write_report(place, scored, numbers and numbers | beside)
 
     if columns:
-        print(score_table(columns))
+        print(task.table(columns))
     if args.limit:
         print(f"only {len(examples)} of {len(whole)} questions, drawn by --seed {args.seed}")
     if args.blank_images:
@@ -224,7 +228,7 @@ def evaluate(args: argparse.Namespace) -> None:
     last = list(columns.values())[-1]
     if args.circular:
         print(circular_line(last))
-    print(accuracy_line(last))
+    print(task.line(last))
 
 
 def models(

@@ -150,6 +150,7 @@ class ExampleDataset(Sequence[Example]):
             choices=tuple(self._cell("choices", index)),
             answer=self._cell("answer", index),
             category=self._cell("category", index),
+            value=self._cell("value", index) if "value" in self._table.schema.names else None,
             measure=self._measure(index),
         )
 
@@ -276,6 +277,8 @@ def _column_faults(schema: pa.Schema) -> Iterable[str]:
         "answer": ("whole numbers", kinds.is_integer),
         "category": ("text", is_text),
     }
+    if "value" in schema.names:
+        expected["value"] = ("numbers", kinds.is_floating)
     for name, (what, fits) in expected.items():
         if name not in schema.names:
             yield f"no column {name!r}"

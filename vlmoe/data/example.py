@@ -28,6 +28,8 @@ class Example:
         choices: at least two, in the order in which they are shown (A, B, ...).
         answer: index into ``choices``, or ``UNLABELLED``.
         category: what accuracy is broken down by.
+        value: the number that is right, where the answer is one (STS-B's score); ``answer`` is then
+            the nearest option.
         dataset: the name of the dataset it came from, where there may be several.
         measure: gives height and width of the picture where that is not here, as ``text`` of a
             dataset leaves it; None if it cannot be read.
@@ -40,6 +42,7 @@ class Example:
     answer: int
     category: str = ""
     dataset: str = ""
+    value: float | None = None
     measure: Callable[[], tuple[int, int] | None] | None = field(
         default=None, compare=False, repr=False
     )

@@ -50,6 +50,7 @@ class Question:
     category: str = ""
     further: bool = False
     notes: tuple[str, ...] = ()
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -404,6 +405,7 @@ def _row(record: Question, out: Path, sizes: Mapping[str, tuple[int, int]]) -> d
         "category": record.category,
         "height": height,
         "width": width,
+        **({} if record.value is None else {"value": record.value}),
     }
 
 
@@ -427,6 +429,8 @@ def _write_split(folder: Path, rows: list[dict[str, Any]]) -> None:
             "category": Value("string"),
             "height": Value("int32"),  # of the picture, in pixels; 0 without one
             "width": Value("int32"),
+            # Only where answers are numbers; null where one is not known.
+            **({"value": Value("float64")} if any("value" in row for row in rows) else {}),
         }
     )
     folder.mkdir()

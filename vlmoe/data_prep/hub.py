@@ -15,11 +15,12 @@ ROWS_AT_ONCE = 64  # pictures lie in the rows, so few of them are held at a time
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
 
-def fetch(source: str) -> tuple[Path, str]:
+def fetch(source: str, subset: str = "") -> tuple[Path, str]:
     """A folder or file that is here already, or the parquet files of a data set on the hub.
 
     Args:
         source: a path, or a hub id such as ``owner/name``.
+        subset: of a data set on the hub, the folder in which its files lie (default: ``data``).
 
     Returns:
         Where it lies now, and how the manifest should name it (a hub id with its commit).
@@ -35,7 +36,9 @@ def fetch(source: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(source, repo_type="dataset", allow_patterns=["data/*.parquet"])
+        folder = snapshot_download(
+            source, repo_type="dataset", allow_patterns=[f"{subset or 'data'}/*.parquet"]
+        )
     # Whatever goes wrong between here and a file on the hub has a type of its own: no network,
     # no such repository, no access, a proxy, a full disk.
     except Exception as error:

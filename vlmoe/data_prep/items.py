@@ -98,11 +98,12 @@ class Items:
         }
         is_record = any(
             isinstance(only[name], str | list)
+            or (isinstance(only[name], dict) and not _is_column(only[name]))
             for name in find_columns(only, ("question", "conversations")).values()
         )
         if is_record:
             lists = {}
-        if isinstance(only.get("question"), list | dict):
+        if _is_column(only.get("question")):
             raise UserError(
                 f"{self.file} is one JSON object of columns: give an object for each question "
                 '(pandas: to_json(FILE, orient="records", lines=True))'
@@ -146,6 +147,13 @@ def _parse(text: str) -> Any:
         if text.rstrip().endswith(","):
             return _parse(text.rstrip()[:-1])
         return Fault(BAD_JSON)
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value is a column as pandas writes it: a list, or an object by row number."""
+    return isinstance(value, list) or (
+        isinstance(value, dict) and all(key.isdecimal() for key in value)
+    )
 
 
 def _begins_whole(text: str) -> bool:

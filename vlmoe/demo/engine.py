@@ -19,11 +19,9 @@ from vlmoe.adapter.switch import AdapterSwitch
 from vlmoe.data.turn import Turn
 from vlmoe.demo.limits import Limits
 from vlmoe.errors import UserError
-from vlmoe.models.load import Base, load_base
-from vlmoe.tasks.collator import Collator
+from vlmoe.models.load import load_base
 from vlmoe.tasks.predict import Experts, Prediction, Predictor, Said
-from vlmoe.train.record.finished import BASE, settings_of
-from vlmoe.train.settings.config import TrainConfig
+from vlmoe.train.record.finished import BASE, collator_of, settings_of
 
 Result = TypeVar("Result")
 COLDEST = 0.01  # logits divided by less may be infinite, which is no distribution
@@ -130,7 +128,8 @@ class Engine:
         # The base is asked as the first adapter is, so that the two can be compared.
         trained = [settings_of(folder) for folder in self.adapters.values()]
         for name, settings in zip(self.names, [*trained, *trained[:1], {}], strict=False):
-            self._predictors[name] = _predictor(base, switch, settings)
+            collator = collator_of(base.reader, settings)
+            self._predictors[name] = Predictor(switch.model, collator)
         quantized = "" if self._quantize == "none" else f", {self._quantize}"
         dtype = str(next(base.model.parameters()).dtype).removeprefix("torch.")
         self._place = f"{_device_name(self.device)}, {dtype}{quantized}"
@@ -216,14 +215,6 @@ class Engine:
         with self._lock:
             self._switch.use(None if name == BASE else name)
             return run()
-
-
-def _predictor(base: Base, switch: AdapterSwitch, settings: Mapping[str, Any]) -> Predictor:
-    default = TrainConfig()
-    image_fit = settings.get("image_fit", default.image_fit)
-    prompt = settings.get("prompt", default.prompt)
-    most = settings.get("max_picture_tokens", default.max_picture_tokens)
-    return Predictor(switch.model, Collator.of(base.reader, image_fit, prompt, most))
 
 
 def _device_name(device: torch.device) -> str:

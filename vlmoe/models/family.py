@@ -8,7 +8,7 @@ new one is a file in ``families/`` and a row here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -148,10 +148,6 @@ class Family(Protocol):
     def unquantized(self) -> tuple[str, ...]:
         """Paths of modules that keep full weights when the others are quantized."""
 
-    @property
-    def shapes(self) -> Mapping[str, Callable[[], PretrainedConfig]]:
-        """What makes the config of a size, by its name: for models of random weights."""
-
     def reader(self, source: str, config: PretrainedConfig) -> Reader:
         """The tokenizer and picture processor in a folder, checked against the config.
 
@@ -170,9 +166,23 @@ class Family(Protocol):
         """Why sequences must not share the tokens they begin with; None where that is exact."""
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
-        """A picture's tokens, and random ``pixels`` of so many; empty if it sees none."""
+        """A picture's tokens, and random ``pixels`` of so many; empty if it sees none.
+
+        Args:
+            config: of the model.
+            pictures: how many.
+            generator: of the pixels.
+            most: tokens of a picture, where it is shrunk to them.
+
+        Raises:
+            UserError: a picture cannot take so few.
+        """
 
 
 def family_of(config: PretrainedConfig) -> Family:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vlmoe.choices import DEFAULT_MODEL, TINY
+from vlmoe.choices import BUILT_IN, DEFAULT_MODEL
 from vlmoe.errors import UserError
 
 CONFIG = "config.json"
@@ -113,7 +113,7 @@ def reading(name: str, part: str) -> Iterator[None]:
         UserError: names the model, the part and what the library said.
     """
     folder = Path(name).expanduser()
-    local = name != TINY and folder.is_dir()
+    local = name not in BUILT_IN and folder.is_dir()
     if local and not any((folder / file).is_file() for file in FILES[part]):
         raise UserError(
             f"cannot read the model in {name}: it has no {part} ({' or '.join(FILES[part][:2])}): "
@@ -125,7 +125,7 @@ def reading(name: str, part: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Only OSErrors (which the hub's own are) can mean that nothing was to be had.
-        if name != TINY and not local and isinstance(error, OSError):
+        if name not in BUILT_IN and not local and isinstance(error, OSError):
             raise UserError(_not_to_be_had(name)) from error
         said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         raise UserError(
@@ -139,5 +139,5 @@ def _not_to_be_had(name: str) -> str:
         f"cannot get the model {name!r} from the hub (no network, no such model, or no access) "
         "and it is not in the local cache. On a machine with network run "
         f"`hf download {name} --local-dir DIR`, then pass `--model DIR`; "
-        "or try everything without a download: `--model tiny`"
+        "or try everything without a download: `--model tiny`, or `--model tiny-text`"
     )

@@ -14,11 +14,12 @@ import torch
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from vlmoe.choices import DEFAULT_MODEL, DTYPES, QUANTIZE, TINY
+from vlmoe.choices import BUILT_IN, DEFAULT_MODEL, DTYPES, QUANTIZE, TINY, TINY_TEXT
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
 from vlmoe.flags import hint
 from vlmoe.hub import why_not_hub
+from vlmoe.models import tiny_text
 from vlmoe.models.family import Reader, family_of, family_of_kind
 from vlmoe.models.faults import CONFIG, check_kind, check_weights, no_model, reading
 
@@ -45,10 +46,10 @@ def load_base(
     quantize: str = "none",
     device: str | torch.device = "cpu",
 ) -> Base:
-    """Load a base from the hub, from a directory in transformers format, or the built-in ``tiny``.
+    """Load a base from the hub, from a directory in transformers format, or a built-in one.
 
     Args:
-        name: hub id, path, or ``tiny``.
+        name: hub id, path, ``tiny``, or its language tower alone, ``tiny-text``.
         dtype: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a GPU, fp32 on the CPU.
         quantize: ``none``, ``4bit`` (nf4, double quantization) or ``8bit``, by bitsandbytes;
             the head and what else its family names keep full weights.
@@ -188,7 +189,9 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _source(name: str) -> str:
     if name == TINY:
-        return str(Path(__file__).parent / "tiny")
+        return str(tiny_text.TINY_FOLDER)
+    if name == TINY_TEXT:
+        return str(tiny_text.folder())
     path = Path(name).expanduser()
     if path.is_dir():
         if fault := no_model(path):
@@ -197,7 +200,7 @@ def _source(name: str) -> str:
     if path.exists():
         raise UserError(f"no model directory at {name}: it is a file, give the folder it lies in")
     if fault := why_not_hub(name, CONFIG):
-        near = hint(name, [TINY, DEFAULT_MODEL])
+        near = hint(name, [*BUILT_IN, DEFAULT_MODEL])
         raise UserError(f"no model directory at {name}: {fault}{near}")
     return name
 

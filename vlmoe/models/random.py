@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from vlmoe.models.families.llava import LLAVA
+from vlmoe.adapter import MoELoraConfig
+from vlmoe.adapter.sites import find_sites
+from vlmoe.adapter.targets import target_pattern
 from vlmoe.models.family import family_of
 from vlmoe.models.tree import Pictures, pack, with_pixels
 
@@ -16,19 +18,21 @@ ANSWER_TOKENS = 2  # the letter and the end, as in training
 FIRST_WORD = 3  # smaller ids are markup
 
 
-def size_config(size: str) -> PretrainedConfig:
-    """The architecture of a size: ``7b`` is LLaVA-1.5's, ``mid`` and ``small`` are narrower."""
-    return LLAVA.shapes[size]()
-
-
 def random_model(
     config: PretrainedConfig, device: torch.device | str, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A frozen model in training mode, made where it is to stay (7B parameters fit only once)."""
     family = family_of(config)
+    # An Auto class has it by the first name, a model's own by the second.
+    make = getattr(family.auto, "from_config", None) or family.auto._from_config
     with torch.device(device):
-        model = family.auto._from_config(config, dtype=dtype)
+        model = make(config, dtype=dtype)
     return model.requires_grad_(False).train()
+
+
+def picture_tokens(config: PretrainedConfig, most: int | None = None) -> int:
+    """Tokens of a picture of 640 x 480, shrunk if these are more than ``most``; 0 without eyes."""
+    return len(family_of(config).noise(config, 1, torch.Generator(), most)[0])
 
 
 def random_batch(
@@ -39,6 +43,7 @@ def random_batch(
     questions: int = 1,
     orders: int = 1,
     share: bool = True,
+    most: int | None = None,
 ) -> dict[str, Tensor]:
     """Random pictures and random tokens in the form of ``Collator.training``, on its device.
 
@@ -49,12 +54,13 @@ def random_batch(
         questions: about each picture.
         orders: of each question's options; in a question of several the first fifth of the tokens
             stands for the question and is the same in every order.
+        most: tokens of a picture, where it is shrunk to them.
         share: False gives every question in every order a picture and a row of its own.
     """
     generator = torch.Generator().manual_seed(0)
     config: Any = model.config
     alone = pictures if share else pictures * questions * orders
-    picture, pixels = family_of(config).noise(config, alone, torch.Generator().manual_seed(1))
+    picture, pixels = family_of(config).noise(config, alone, torch.Generator().manual_seed(1), most)
     vocabulary = min([config.get_text_config().vocab_size, *picture])
     asked, about = [], []
     for at in range(pictures):
@@ -84,14 +90,8 @@ def random_batch(
     }
 
 
-def attention_widths(config: PretrainedConfig) -> list[int]:
-    """The width of every adapted layer: four square projections in each layer of both towers.
-
-    The last vision layer is left out: LLaVA-1.5 reads the one before it.
-    """
-    vision = config.vision_config
-    text = config.get_text_config()
-    return [
-        *[vision.hidden_size] * 4 * (vision.num_hidden_layers - 1),
-        *[text.hidden_size] * 4 * text.num_hidden_layers,
-    ]
+def attention_shapes(config: PretrainedConfig) -> list[tuple[int, int]]:
+    """Inputs and outputs of every layer that gets experts by default; nothing is allocated."""
+    model = random_model(config, "meta", torch.bfloat16)
+    sites = find_sites(model, target_pattern(model, MoELoraConfig()))
+    return [(site.in_features, site.out_features) for site in sites.values()]

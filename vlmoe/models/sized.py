@@ -20,12 +20,16 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import EXACT, causal_inputs, check_logits, sharing_fault
-from vlmoe.models.chat import Shown, chat_ids, ends_of, load_tokenizer
+from vlmoe.models.chat import Shown, chat_ids, checked, ends_of, load_tokenizer
 from vlmoe.models.family import Patches, Size
 from vlmoe.models.faults import reading
 
 LONGEST = 100
 """Times as long as wide: longer pictures are squeezed to it. No processor takes any shape."""
+EQUAL = (
+    "--max-picture-tokens {}: to this base every picture is equally many tokens, or none; "
+    "leave it out"
+)
 _SMALLER = 0.9  # of each side, until a picture takes few enough tokens
 _LEAST = 28  # pixels of the longer side, below which nothing is left of a picture
 
@@ -238,7 +242,7 @@ class SizedFamily:
                 "the tokenizer: tokenizer and model do not belong together"
             )
         reader.render([Turn(f"{PICTURE}Which?")], [Size(100, 100)])  # a template may show none
-        return reader
+        return checked(reader)
 
     def features(self, base: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """The rows (n, width) that stand for the tokens of all pictures, one after the other."""
@@ -262,13 +266,19 @@ class SizedFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """Of pictures of 640 x 480, without the text that may stand between their parts."""
+        reader = self._without_files(config)
+        reader = reader if most is None else reader.capped(most)
         blank = [Image.new("RGB", (640, 480))] * pictures
-        pixels = self._without_files(config).pixels(blank, "crop")
+        pixels = reader.pixels(blank, "crop")
         noise = torch.randn(pixels["pixel_values"].shape, generator=generator)
-        ids = [config.image_token_id] * self.tokens(config, Size(480, 640))
+        ids = [config.image_token_id] * reader._count(reader.fitted(Size(480, 640)))
         return ids, {**pixels, "pixel_values": noise}
 
     def tokens(self, config: PretrainedConfig, size: Size) -> int:
@@ -281,11 +291,6 @@ class SizedFamily:
         tokenizer: Any = _Marks(config)
         processor = processor_class(self._processor)(**self._settings, **self.numbers(config))
         return self._make(config, tokenizer, frozenset(), processor)
-
-    @property
-    def shapes(self) -> dict[str, Callable[[], PretrainedConfig]]:
-        """None yet."""
-        return {}
 
 
 TEXTS = {"qwen2_5_vl_text", "qwen3_vl_text"}

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from vlmoe.errors import UserError
 from vlmoe.flags import hint
 from vlmoe.optim.families import METRICS, RESCALES, Recipe, parse
-from vlmoe.optim.options import usual_damping_mode
-from vlmoe.optim.recipe import build_optimizer
+from vlmoe.optim.options import option_faults, usual_damping_mode
+from vlmoe.optim.recipe import build_optimizer, clip_gates
 from vlmoe.optim.riemannian import NOT_WHOLE
 
 NO_ADAPTER = (
@@ -63,6 +63,7 @@ def create_optimizer(
     name: str,
     *,
     gate_rescale: str | None = None,
+    gate_clip: float | None = None,
     other_lr: float | None = None,
     **options: Any,
 ) -> Optimizer:
@@ -77,6 +78,8 @@ def create_optimizer(
         name: one of ``OPTIMIZERS``, such as ``gradamw``.
         gate_rescale: what the adapter is meant to do with the gates, where that is not what
             ``name`` says. None: a warning tells if it is not.
+        gate_clip: largest gradient norm of all gates together: each step begins with
+            ``clip_gates``. None: they are not clipped. The experts never are.
         other_lr: rate of the group "other". None: that of the experts.
         options: those of ``build_optimizer`` (``lr``, ``gate_lr``, ``damping``, ...) that the name
             takes. ``damping_mode`` is by default ``trace`` for a GOAT adapter, else ``absolute``.
@@ -90,7 +93,10 @@ def create_optimizer(
             range.
     """
     recipe = parse(name)
-    if faults := list(_unknown(name, recipe, options)):
+    faults = [*_unknown(name, recipe, options)]
+    if gate_clip is not None:
+        faults += option_faults({"gate_clip": gate_clip})
+    if faults:
         raise UserError(faults)
     parts = list(_trained_parts(model))
     if recipe.riemannian and any(factor.ndim != 3 for part in parts for factor in part.pair):
@@ -107,9 +113,20 @@ def create_optimizer(
         other_lr=other_lr,
         **options,
     )
+    if gate_clip is not None:
+        _clip_before(optimizer, gate_clip)
     if others and other_lr is None:
         _tell_others(optimizer, model)
     return optimizer
+
+
+def _clip_before(optimizer: Optimizer, max_norm: float) -> None:
+    """By a hook of the step itself: by then gradients are whole, and without a loss scale."""
+
+    def clip(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        clip_gates(optimizer, max_norm)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def _trained_parts(model: nn.Module) -> Iterator[Part]:

@@ -16,6 +16,10 @@ def _at_least_0(value: Any) -> bool:
     return 0 <= value <= LARGEST
 
 
+def _above_0(value: Any) -> bool:
+    return 0 < value <= LARGEST
+
+
 def _share(value: Any) -> bool:
     return 0 <= value < 1
 
@@ -29,7 +33,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lr": (f"at least 0 {_UP_TO}", _at_least_0),
     "gate_lr": (f"at least 0 {_UP_TO}", _at_least_0),
     "other_lr": (f"at least 0 {_UP_TO}", _at_least_0),
-    "damping": (f"above 0 {_UP_TO}", lambda value: 0 < value <= LARGEST),
+    "gate_clip": (f"above 0 {_UP_TO}", _above_0),
+    "damping": (f"above 0 {_UP_TO}", _above_0),
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
     "weight_decay": (f"at least 0 {_UP_TO}", _at_least_0),
     "momentum": ("in [0, 1)", _share),

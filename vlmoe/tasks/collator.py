@@ -10,21 +10,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from vlmoe.choices import IMAGE_FITS
+from vlmoe.data.described import Described
 from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import longest
 from vlmoe.models.family import Reader, Size, family_of
-from vlmoe.models.sized import SizedReader
+from vlmoe.models.sized import EQUAL, SizedReader
 from vlmoe.models.tree import Pictures, pack, with_pixels
-from vlmoe.tasks.letters import AnswerTokens, answer_tokens
+from vlmoe.tasks.letters import Answers, answer_tokens
+from vlmoe.tasks.plain import PlainReader
 from vlmoe.tasks.prompt import LLAVA, PROMPTS, PromptStyle
+from vlmoe.tasks.wordings import LabelStyle, style_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Collator:
     """
 
     reader: Reader
-    answer: AnswerTokens
+    answer: Answers
     style: PromptStyle = LLAVA
     image_fit: str = "crop"
     sharing_fault: str | None = None
@@ -56,6 +60,7 @@ class Collator:
         image_fit: str = "crop",
         prompt: str = LLAVA.name,
         max_picture_tokens: int | None = None,
+        described: Described | None = None,
     ) -> Collator:
         """The one for a base's reader.
 
@@ -65,6 +70,7 @@ class Collator:
             prompt: its name.
             max_picture_tokens: no picture takes more; larger ones are shrunk. For bases to which
                 pictures of different sizes are different numbers of tokens.
+            described: what the questions are, if they are of a set with wordings of its own.
 
         Raises:
             UserError: there is no such prompt style or image fit, the tokenizer has no single
@@ -78,13 +84,16 @@ class Collator:
             raise UserError(f"--max-picture-tokens must be at least 1, got {max_picture_tokens}")
         if max_picture_tokens is not None:
             if not isinstance(reader, SizedReader):
-                raise UserError(
-                    f"--max-picture-tokens {max_picture_tokens}: to this base every picture is "
-                    "equally many tokens, or none; leave it out"
-                )
+                raise UserError(EQUAL.format(max_picture_tokens))
             reader = reader.capped(max_picture_tokens)
-        style = PROMPTS[prompt]
+        style = style_of(described or Described(), prompt)
         fault = family_of(reader.config).sharing_fault(reader.config)
+        if getattr(style, "plain", False):
+            reader = cast(Reader, PlainReader(reader))
+        if isinstance(style, LabelStyle):
+            from vlmoe.tasks.labels import LabelCollator, label_tokens  # which is made of this one
+
+            return LabelCollator(reader, label_tokens(reader, style), style, image_fit, fault)
         return cls(reader, answer_tokens(reader, style), style, image_fit, fault)
 
     @property
@@ -242,9 +251,10 @@ class Collator:
         """The batch of ``training`` without labels, and where each row's tokens stand in it."""
         self._check_lengths(rows, examples, [room] * len(rows))
         shown = _Shown(self.reader, [example.image for example in examples])
-        # Without a picture it is the question that different orders of options have in common.
+        # Without a picture it is the question that different orders of options have in common, and
+        # its first line (a passage, a premise) that different questions may have.
         keys: list[Hashable] = [
-            tuple(which) or example.question
+            tuple(which) or example.question.partition("\n")[0]
             for example, which in zip(examples, shown.which, strict=True)
         ]
         if self.sharing_fault is not None:

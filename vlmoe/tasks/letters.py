@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from vlmoe.data.example import LETTERS
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 from vlmoe.models.family import Reader
 from vlmoe.tasks.prompt import PromptStyle
+
+
+class Answers(Protocol):
+    """The tokens of every answer to some kind of question."""
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Before what is scored."""
+
+    @property
+    def letters(self) -> tuple[int, ...]:
+        """The first scored token of each."""
+
+    def __len__(self) -> int:
+        """Tokens of the longest."""
+
+    def __call__(self, option: int) -> list[int]:
+        """The whole answer that chooses an option."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
             **_evidence(item.prediction),
             "prediction": item.prediction.choice,
             "answer": item.example.answer,
+            **({} if item.example.value is None else {"value": item.example.value}),
             "correct": item.correct,
             **_rotations(item),
         }

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlmoe.choices import MAX_NEW_TOKENS
 from vlmoe.data.example import Example
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.metrics import accuracy_line, metrics
 from vlmoe.tasks.predict import Predictor
+from vlmoe.tasks.readings import make_predictor
 from vlmoe.tasks.score import Scored, score
 from vlmoe.tasks.table import score_table
 
@@ -53,18 +55,31 @@ class MultipleChoice:
         workers: int = 0,
         description: str = "score",
     ) -> list[Scored]:
-        """By the letters; ``vlmoe.tasks.readings`` has other ways."""
+        """As ``predictor`` reads them."""
         return score(
-            Predictor(model, self.collator),
+            self.predictor(model),
             examples,
             batch_size=batch_size,
             workers=workers,
             description=description,
         )
 
-    def metrics(self, scored: Sequence[Scored]) -> dict[str, Any]:
+    @property
+    def scoring(self) -> str:
+        """How an answer is read off the model, where nothing else is asked for."""
+        return "letter"
+
+    def predictor(
+        self, model: nn.Module, scoring: str | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> Predictor:
+        """What answers; see ``readings.make_predictor``."""
+        return make_predictor(scoring or self.scoring, model, self.collator, max_new_tokens)
+
+    def metrics(
+        self, scored: Sequence[Scored], groups: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """See ``metrics.metrics``."""
-        return metrics(scored)
+        return metrics(scored, groups)
 
     def validation(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy, what it is to be compared with, and how many questions had no answer."""

@@ -52,7 +52,10 @@ VMCBENCH = PromptStyle("vmcbench", "Question: {question}\nOptions:\n{options}\n"
 # The one of the code published for arXiv 2502.15828: no instruction, and a sentence for an answer.
 PAPER = PromptStyle("paper", "{question}\n{options}\n\n", lead="The answer is ", tail=".")
 
-PROMPTS = {style.name: style for style in (LLAVA, VMCBENCH, PAPER)}
+# LLaVA's, and for questions that have the same answers in words too: they become its options.
+LETTERS_STYLE = PromptStyle("letters", LLAVA.user)
+
+PROMPTS = {style.name: style for style in (LLAVA, VMCBENCH, PAPER, LETTERS_STYLE)}
 
 
 def multiple_choice(question: str, choices: Sequence[str]) -> str:

@@ -90,11 +90,15 @@ class GeneratePredictor(Predictor):
         said, sound = self._greedy(batch)
         texts = tokenizer.batch_decode(said.cpu(), skip_special_tokens=True)
         return [
-            Prediction(parse_answer(text, example.choices), text=text.strip())
+            Prediction(self.parse(text, example), text=text.strip())
             if whole
             else Prediction(None, fault=NO_NUMBERS)
             for text, example, whole in zip(texts, examples, sound.tolist(), strict=True)
         ]
+
+    def parse(self, text: str, example: Example) -> int | None:
+        """The option that a text names; None if it names none."""
+        return parse_answer(text, example.choices)
 
     def _greedy(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What each row says (N, T), and whether all the logits it was read off were numbers (N,).

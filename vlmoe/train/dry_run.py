@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
+from vlmoe.data.example import Example
+from vlmoe.data.image import ImageError
 from vlmoe.data.mix import Mixture
 from vlmoe.models.family import Reader, family_of
 from vlmoe.models.load import resolve_dtype
-from vlmoe.models.random import ANSWER_TOKENS, random_model, size_config
+from vlmoe.models.random import ANSWER_TOKENS, picture_tokens, random_model
+from vlmoe.models.shapes import find, shape_config
 from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import setup
-from vlmoe.train.batches import make_order, pieces
 from vlmoe.train.loop import train
 from vlmoe.train.memory import (
     MIB,
@@ -33,6 +39,7 @@ from vlmoe.train.memory import (
     trained_bytes,
 )
 from vlmoe.train.settings.config import TrainConfig, shape_of
+from vlmoe.train.unreal import Values
 
 TRIAL_STEPS = 3
 
@@ -44,23 +51,16 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
     """
     devices = accelerator.num_processes
     dtype = resolve_dtype("bf16" if config.dtype == "auto" else config.dtype, accelerator.device)
-    rows = math.ceil(config.batch_size / (devices * config.pieces_on(devices)))
-    shape = shape_of(config.model)
+    shape = find(shape_of(config.model) or "")
     assert shape is not None
-    with FakeTensorMode() as unreal:
-        base = random_model(size_config(shape), "cpu", dtype)
-        frozen = base_bytes(base, config.quantize, family_of(base.config).unquantized)
-        model = setup.adapt(base, config)
-        table = adapter_table(model)
-    piece = {name: unreal.from_tensor(value) for name, value in random_piece(base, rows).items()}
-    with unreal:
-        peak = piece_peak(model, piece)
-        adapters = trained_bytes(model)
-    tokens = base.config.image_seq_length + WORDS + ANSWER_TOKENS
+    base, model, peak = imagined(shape_config(shape), dtype, config, _rows(config, devices))
+    frozen = base_bytes(base, config.quantize, family_of(base.config).unquantized)
+    table, adapters = adapter_table(model), trained_bytes(model)
+    picture = picture_tokens(base.config, config.max_picture_tokens)
     lines = {
         "model": f"{config.model}, {_words_of(dtype)}{_quantized(config)}",
-        "tokens a question": f"{tokens}, {base.config.image_seq_length} of them the picture "
-        "(taken as given: there is no dataset)",
+        "tokens a question": f"{picture + WORDS + ANSWER_TOKENS}, {picture} of them the picture"
+        f"{' of 640 x 480' if picture else ''} (taken as given: there is no dataset)",
         **_steps(config, devices, None),
     }
     memory = {
@@ -71,6 +71,21 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
         "activations of a piece": peak,
     }
     return _text(table, lines, memory, "not timed: there are no weights")
+
+
+def imagined(
+    shape: PretrainedConfig, dtype: torch.dtype, config: TrainConfig, rows: int
+) -> tuple[PreTrainedModel, PeftModel, int]:
+    """A base without memory, the same adapted, and the peak of one piece of so many questions."""
+    unreal = FakeTensorMode()
+    values = Values(unreal)
+    with unreal, values, no_init_weights():
+        base = random_model(shape, "cpu", dtype)
+        model = setup.adapt(base, config)
+    piece = random_piece(base, rows, config.max_picture_tokens)
+    piece = {name: values.know(value) for name, value in piece.items()}
+    with unreal, values:
+        return base, model, piece_peak(model, piece)
 
 
 def plan(
@@ -91,8 +106,8 @@ def plan(
         steps=TRIAL_STEPS, lr=None if config.lr == FIND else config.lr, log_steps=1, eval_steps=0,
     ) as run:  # fmt: skip
         train(run, examples)
-        rows = run.log.rows()
-    seconds = [config.batch_size / row["questions_per_second"] for row in rows if "loss" in row]
+        log = run.log.rows()
+    seconds = [config.batch_size / row["questions_per_second"] for row in log if "loss" in row]
     adapters = trained_bytes(model)
     memory = {
         "base": frozen,
@@ -105,20 +120,15 @@ def plan(
             if isinstance(value, Tensor)
         ),
     }
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) - sum(memory.values())
-    else:
-        order = make_order(
-            examples, config.mix, config.batch_size, config.seed, config.questions_per_image
-        )
-        accum = config.pieces_on(devices)
-        piece = next(pieces(examples, task, order, range(1), grad_accum=accum, world=devices))
-        peak = piece_peak(model, {name: value.to(device) for name, value in piece.items()})
-    memory["activations of a piece"] = peak
     lengths = [
         task.length(examples.text(at), picture=examples.image_key(at) is not None)
         for at in range(len(examples))
     ]
+    piece = task.training(_longest(examples, lengths, _rows(config, devices)))
+    peak = piece_peak(model, {name: value.to(device) for name, value in piece.items()})
+    if device.type == "cuda":  # what kernels need for themselves is seen there alone
+        peak = max(peak, torch.cuda.max_memory_allocated(device) - sum(memory.values()))
+    memory["activations of the largest piece"] = peak
     lines = {
         "model": f"{config.model}{_quantized(config)}",
         "questions": f"{len(examples):,} to train on",
@@ -133,11 +143,27 @@ def plan(
     return _text(table, lines, memory, timed)
 
 
+def _rows(config: TrainConfig, devices: int) -> int:
+    """Questions of a piece at most."""
+    return math.ceil(config.batch_size / (devices * config.pieces_on(devices)))
+
+
+def _longest(examples: Mixture, lengths: Sequence[int], count: int) -> list[Example]:
+    """The questions of most tokens, of those whose pictures can be read."""
+    found: list[Example] = []
+    for at in sorted(range(len(examples)), key=lengths.__getitem__, reverse=True):
+        if len(found) == count:
+            break
+        with suppress(ImageError):
+            found.append(examples[at])
+    return found
+
+
 def _steps(config: TrainConfig, devices: int, questions: int | None) -> dict[str, str]:
     pieces_each = config.pieces_on(devices)
     step = (
         f"{config.batch_size} questions, on {devices} device{'s' if devices > 1 else ''} in "
-        f"{pieces_each} pieces of at most {math.ceil(config.batch_size / devices / pieces_each)}"
+        f"{pieces_each} pieces of at most {_rows(config, devices)}"
     )
     if questions is None:
         return {"a step": step}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from vlmoe.errors import UserError
 from vlmoe.models.random import ANSWER_TOKENS, random_batch
@@ -65,12 +66,13 @@ class LiveBytes(TorchDispatchMode):
         del self._seen[key]
 
 
-def random_piece(base: Any, rows: int) -> dict[str, Tensor]:
-    """A batch of questions about a picture each."""
-    batch = random_batch(base, rows, WORDS + ANSWER_TOKENS)
+def random_piece(base: Any, rows: int, most: int | None = None) -> dict[str, Tensor]:
+    """A batch of questions about a picture each, of ``most`` tokens at most."""
+    batch = random_batch(base, rows, WORDS + ANSWER_TOKENS, most=most)
     length = batch["input_ids"].shape[1]
-    # Transformers would look into one of two dimensions, and tensors without memory hold nothing.
-    batch["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=base.dtype)
+    # As if sequences branched, so that the masks are ours: transformers would look into what it is
+    # given, and tensors without memory hold nothing.
+    batch["seen_until"] = torch.full((rows, length), length)
     return batch
 
 
@@ -100,8 +102,8 @@ def base_bytes(model: nn.Module, quantize: str, unquantized: Sequence[str]) -> i
     total = bytes_of(model.buffers())
     small: set[int] = set()
     for path, module in model.named_modules():
-        kept = any(name in path for name in unquantized)
-        if isinstance(module, nn.Linear) and quantize != "none" and not kept:
+        smaller = quantize != "none" and should_convert_module(path, list(unquantized))
+        if isinstance(module, nn.Linear) and smaller:
             count = module.weight.numel()
             small.add(id(module.weight))
             if quantize == "4bit":

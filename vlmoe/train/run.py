@@ -8,6 +8,7 @@ import torch
 
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import ATTENTION, FIND
+from vlmoe.data.described import describe
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.models.forward import use_attention
@@ -64,7 +65,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
         )
         use_attention(base.model, config.attention)
-        task = setup.make_task(base, config)
+        task = setup.make_task(base, config, describe(data))
         questions = load_mixture(data, "train")
         check_pictures(accelerator, base.reader, config.model, questions, validation, test)
         examples, skipped = trainable(task, questions)

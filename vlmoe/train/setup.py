@@ -16,13 +16,13 @@ from peft import PeftModel, get_peft_model
 from torch.optim.lr_scheduler import LambdaLR
 
 from vlmoe.adapter import MoELoraConfig, RoutingRecorder
+from vlmoe.data.described import Described
 from vlmoe.errors import UserError
 from vlmoe.models.load import Base, checkpoint_activations, resolve_device, resolve_dtype
 from vlmoe.optim.create import create_optimizer
 from vlmoe.optim.families import parse
 from vlmoe.optim.recipe import linear_schedule
-from vlmoe.tasks.collator import Collator
-from vlmoe.tasks.multiple_choice import MultipleChoice
+from vlmoe.tasks.kinds import task_of
 from vlmoe.tasks.task import Task
 from vlmoe.train import ranks
 from vlmoe.train.guard import Health, LeftOut
@@ -73,19 +73,26 @@ def open_directory(
     return directory
 
 
-def make_task(base: Base, config: TrainConfig) -> Task:
+def make_task(base: Base, config: TrainConfig, described: Described) -> Task:
     """What the run's questions are, to its base.
 
     Raises:
         UserError: questions about a picture are to come together, but must not share its tokens.
     """
-    collator = Collator.of(base.reader, config.image_fit, config.prompt, config.max_picture_tokens)
-    if collator.sharing_fault and config.questions_per_image != 1:
+    task = task_of(
+        base.reader,
+        described,
+        config.image_fit,
+        config.prompt,
+        config.max_picture_tokens,
+        config.pack_tokens,
+    )
+    if task.sharing_fault and config.questions_per_image != 1:
         raise UserError(
-            f"--questions-per-image {config.questions_per_image}: {collator.sharing_fault}, so "
+            f"--questions-per-image {config.questions_per_image}: {task.sharing_fault}, so "
             "questions about a picture would not be what each is alone; leave it at 1"
         )
-    return MultipleChoice(replace(collator, row_tokens=config.pack_tokens))
+    return task
 
 
 def adapt(model: Any, config: TrainConfig) -> PeftModel:

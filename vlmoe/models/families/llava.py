@@ -6,7 +6,7 @@ word: ``USER: <image>\\n{question} ASSISTANT: {answer}</s>``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PretrainedConfig,
@@ -37,9 +34,10 @@ from vlmoe.data.fit import cropped, padded
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
+from vlmoe.models.chat import checked, ends_of
 from vlmoe.models.family import Family, Patches, Size, added_tokens
 from vlmoe.models.faults import reading
-from vlmoe.models.sized import as_rows, embedded
+from vlmoe.models.sized import EQUAL, as_rows, embedded
 
 END = "</s>"
 IMAGE_TOKEN = 32000
@@ -75,21 +73,18 @@ class LlavaReader:
         config: of the model.
         processor: of transformers; its numbers agree with the model's config.
         image_tokens: tokens one picture takes; never truncated.
+        ends: tokens that end an answer, ``</s>`` first of all.
     """
 
     config: PretrainedConfig
     processor: LlavaProcessor
     image_tokens: int
+    ends: frozenset[int]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The processor's."""
         return self.processor.tokenizer
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """``</s>``."""
-        return frozenset([self.tokenizer.eos_token_id])
 
     @property
     def image_token(self) -> int:
@@ -158,6 +153,7 @@ class LlavaFamily:
             tower, count = _tower(config), image_token_count(config)
         with reading(source, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
+            ends = ends_of(tokenizer, source)
         with reading(source, "picture processor"):
             processor = LlavaProcessor(
                 image_processor=tower.processor.from_pretrained(source),
@@ -168,7 +164,7 @@ class LlavaFamily:
                 image_token=PICTURE,
             )
             _check(processor, config, count)
-        return LlavaReader(config, processor, count)
+        return checked(LlavaReader(config, processor, count, ends))
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Embeddings with the pictures in their places, mask and positions."""
@@ -187,27 +183,18 @@ class LlavaFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """See ``Family.noise``."""
+        if most is not None:
+            raise UserError(EQUAL.format(most))
         side = config.vision_config.image_size
         pixels = torch.randn(pictures, 3, side, side, generator=generator)
         return [config.image_token_id] * image_token_count(config), {"pixel_values": pixels}
-
-    @property
-    def shapes(self) -> dict[str, Callable[[], LlavaConfig]]:
-        """``7b`` is LLaVA-1.5's own, the others have its parts, narrower.
-
-        ``mid`` keeps the 576 image tokens, so that a token's share of the work is lifelike.
-        """
-        return {
-            "small": lambda: _narrow(64, 2, 32, 3, 56),
-            "mid": lambda: _narrow(1024, 6, 512, 5, 336),
-            "7b": lambda: LlavaConfig(
-                text_config=LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096),
-                image_token_index=IMAGE_TOKEN,
-            ),
-        }
 
 
 LLAVA: Family = LlavaFamily()
@@ -277,29 +264,3 @@ def _check(processor: LlavaProcessor, config: PretrainedConfig, expected: int) -
     count = processor(images=blank, text=PICTURE)["input_ids"][0].count(image_id)
     if count != expected:
         raise UserError(f"the processor makes {count} tokens of a picture, the model {expected}")
-
-
-def _narrow(
-    width: int, layers: int, vision_width: int, vision_layers: int, image: int
-) -> LlavaConfig:
-    return LlavaConfig(
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            intermediate_size=11 * width // 4,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 32 if width < 512 else width // 64,
-            max_position_embeddings=4096,
-        ),
-        vision_config=CLIPVisionConfig(
-            hidden_size=vision_width,
-            intermediate_size=4 * vision_width,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=max(1, vision_width // 64),
-            image_size=image,
-            patch_size=14,
-            projection_dim=vision_width,
-        ),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=(image // 14) ** 2,
-    )

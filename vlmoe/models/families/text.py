@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -19,9 +18,10 @@ from transformers import (
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, check_logits, sharing_fault
-from vlmoe.models.chat import chat_ids, ends_of
+from vlmoe.models.chat import chat_ids, checked, ends_of, load_tokenizer
 from vlmoe.models.family import Family, Patches, Size
 from vlmoe.models.faults import reading
+from vlmoe.models.sized import EQUAL
 
 BLIND = "this model reads text alone"
 
@@ -77,8 +77,8 @@ class TextFamily:
         """The tokenizer, with a template or without."""
         check_logits(config)
         with reading(source, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            return TextReader(config, tokenizer, ends_of(tokenizer, source))
+            tokenizer = load_tokenizer(source)
+            return checked(TextReader(config, tokenizer, ends_of(tokenizer, source)))
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Tokens, mask and positions."""
@@ -91,15 +91,16 @@ class TextFamily:
         return sharing_fault(config)
 
     def noise(
-        self, config: PretrainedConfig, pictures: int, generator: torch.Generator
+        self,
+        config: PretrainedConfig,
+        pictures: int,
+        generator: torch.Generator,
+        most: int | None = None,
     ) -> tuple[list[int], dict[str, Tensor]]:
         """No picture."""
+        if most is not None:
+            raise UserError(EQUAL.format(most))
         return [], {}
-
-    @property
-    def shapes(self) -> dict[str, Callable[[], PretrainedConfig]]:
-        """None yet."""
-        return {}
 
 
 TEXT: Family = TextFamily()

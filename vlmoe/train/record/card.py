@@ -11,13 +11,13 @@ import transformers
 import yaml
 
 import vlmoe
-from vlmoe.choices import TINY
+from vlmoe.choices import BUILT_IN
 from vlmoe.tasks.metrics import accuracy_line
 from vlmoe.tasks.table import score_table
 from vlmoe.train.settings.config import TrainConfig, to_yaml
 
 _NOT_LLAVA = (
-    "\n**The base is `tiny`, a toy of two million parameters for trying the tool.** Nothing here "
+    "\n**The base is built in, a toy of two million parameters for trying the tool.** Nothing here "
     "says how LLaVA would do.\n"
 )
 
@@ -48,7 +48,7 @@ def model_card(
         "pipeline_tag": "image-text-to-text" if sees else "text-generation",
         "tags": ["vlmoe", "moe-lora", "multiple-choice", config.optim],
     }
-    if config.model != TINY:
+    if config.model not in BUILT_IN:
         facts["base_model"] = config.model
     if numbers is None or base_numbers is None:
         accuracy = f"## Accuracy\n\nNot measured. {not_scored[:1].upper()}{not_scored[1:]}."
@@ -60,7 +60,7 @@ def model_card(
 ---
 
 # MoE-LoRA adapter for {config.model}, trained on {config.dataset} with {config.optim}
-{_NOT_LLAVA if config.model == TINY else ""}
+{_NOT_LLAVA if config.model in BUILT_IN else ""}
 {_experts(config)} of rank {config.rank} on each adapted layer, {config.top_k} per token
 (arXiv 2502.15828); gate rescaling `{config.rescale}`, first values `{config.init}`. It takes
 {asked} with lettered options, and answers with a letter.{_origin(config)}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmoe.choices import DEFAULT_MODEL
 from vlmoe.errors import UserError
-from vlmoe.train.settings.config import CONFIG_FILE, read_yaml
+from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, read_yaml
+
+if TYPE_CHECKING:
+    from vlmoe.models.family import Reader
+    from vlmoe.tasks.collator import Collator
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
@@ -60,3 +64,17 @@ def settings_of(adapter: Path) -> dict[str, Any]:
     run = folder.parents[2] if folder.parents[1].name == CHECKPOINTS else folder.parent
     file = run / CONFIG_FILE
     return read_yaml(file) if file.is_file() else {}
+
+
+def collator_of(reader: Reader, settings: Mapping[str, Any]) -> Collator:
+    """What asks a base as a run with these settings did; training's defaults for what is missing.
+
+    Args:
+        reader: of the base.
+        settings: from ``settings_of``.
+    """
+    from vlmoe.tasks.collator import Collator
+
+    default = TrainConfig()
+    names = ("image_fit", "prompt", "max_picture_tokens")
+    return Collator.of(reader, *(settings.get(name, getattr(default, name)) for name in names))

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from vlmoe.choices import SIZES
 from vlmoe.data.registry import label
 from vlmoe.errors import UserError
-from vlmoe.flags import hint
+from vlmoe.flags import hint, unknown_value
+from vlmoe.models.shapes import find, shapes
 from vlmoe.optim.families import OPTIMIZERS
 from vlmoe.optim.options import usual_damping_mode
 from vlmoe.train.settings.groups import (
@@ -184,6 +184,7 @@ def _faults_between(config: TrainConfig) -> Iterator[str]:
             "a step cannot have more pieces than questions"
         )
     shape = shape_of(config.model)
-    if shape is not None and (shape not in SIZES or not config.dry_run):
-        shapes = ", ".join(SHAPE + size for size in SIZES)
-        yield f"model {config.model} has no weights: the shapes are {shapes}, for --dry-run only"
+    if shape is not None and find(shape) is None:
+        yield f"{unknown_value('shape', shape, shapes())}, or their ids on the hub"
+    elif shape is not None and not config.dry_run:
+        yield f"model {config.model} has no weights: it is for --dry-run alone"

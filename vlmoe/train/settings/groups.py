@@ -92,7 +92,7 @@ class BaseSettings(Group):
 
     model: str = DEFAULT_MODEL
     """hub id or path of a base in transformers format (docs/bases.md says of which kinds), or
-    `tiny`, the built-in one"""
+    built in: `tiny`, and its language tower alone, `tiny-text`"""
     quantize: str = "none"
     """none, 4bit (nf4) or 8bit base weights; needs bitsandbytes"""
     dtype: str = "auto"
