@@ -40,6 +40,7 @@ def both_ways(request, monkeypatch):
     """What a CPU does, and what an accelerator would, in blocks so small that some split."""
     if request.param:
         monkeypatch.setattr(precondition, "stacks", lambda tensor: True)
+        monkeypatch.setattr(precondition, "asynchronous", lambda device: True)
         monkeypatch.setattr(precondition, "STACKED_NUMEL", 3 * 42)
 
 
@@ -141,6 +142,31 @@ def test_damping_eaten_by_rounding_counts_as_a_failure():
     assert retried.tolist() == [True]
     assert failed.tolist() == [False]
     assert inverse.abs().max() < 1.1e5
+
+
+def test_all_tries_at_once_are_those_one_after_the_other(monkeypatch):
+    """On an accelerator: the same bits, in one factorisation, and nothing is waited for."""
+    draw = torch.Generator().manual_seed(0)
+    factor = torch.randn(9, 3, 5, generator=draw)
+    for at in range(6):  # the second row nearly the first: each needs another damping
+        factor[at, 1] = factor[at, 0] * (1 + 1e-7 * at)
+        factor[at] *= 4.0**at
+    gram = factor @ factor.mT
+    gram[7, 0, 0] = float("nan")
+    one_by_one = precondition.damped_inverse(gram)
+    calls = []
+    real = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda M: calls.append(len(M)) or real(M))
+    monkeypatch.setattr(precondition, "asynchronous", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "__bool__", None)
+    at_once = precondition.damped_inverse(gram)
+    monkeypatch.undo()
+    assert calls == [9 * (precondition.MAX_RETRIES + 1)]
+    _, retried, failed = one_by_one
+    assert failed.tolist() == [False] * 7 + [True, False]
+    assert 1 < retried.sum() < 9
+    for one, other in zip(one_by_one, at_once, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_zero_factor_needs_no_retry():
