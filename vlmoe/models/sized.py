@@ -76,6 +76,10 @@ class SizedReader:
         """What the model takes of these pictures, each once."""
         raise NotImplementedError
 
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """See ``Reader.patches``."""
+        raise NotImplementedError
+
     @property
     def largest(self) -> Sequence[Size]:
         """Sizes of pictures, one of which takes as many tokens as any can."""
@@ -125,10 +129,6 @@ class SizedReader:
             fitted.append(picture if same else picture.resize(size[::-1], self.processor.resample))
         parts = [self.runs(Size(one.height, one.width)).parts for one in fitted]
         return {**self.encoded(fitted), "picture_parts": torch.tensor(parts)}
-
-    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
-        """None: the tower's tokens are of several tiles, or in no order of rows."""
-        return None
 
     def positions(self, ids: Sequence[int], sizes: Sequence[Size]) -> Tensor | None:
         """None: each token's is the number of those before it."""

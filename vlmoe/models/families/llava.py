@@ -35,7 +35,7 @@ from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
 from vlmoe.models.chat import checked, ends_of
-from vlmoe.models.family import Family, Patches, Size, added_tokens
+from vlmoe.models.family import Family, Patches, Size, added_tokens, square_patches
 from vlmoe.models.faults import reading
 from vlmoe.models.sized import EQUAL, as_rows, embedded
 
@@ -127,15 +127,9 @@ class LlavaReader:
         """A square of them."""
         if "pixel_values" not in batch:
             return None
-        pictures = self.processor.image_processor
-        mean, std = (
-            torch.tensor(parts)[:, None, None]
-            for parts in (pictures.image_mean, pictures.image_std)
-        )
-        colours = (batch["pixel_values"][0].cpu().float() * std + mean).clamp(0, 1) * 255
-        seen = Image.fromarray(colours.round().byte().permute(1, 2, 0).numpy(), "RGB")
-        side = self.processor.patch_size
-        return Patches(seen, seen.height // side, seen.width // side)
+        processor, patch = self.processor.image_processor, self.processor.patch_size
+        first = _tower(self.config).class_tokens
+        return square_patches(batch["pixel_values"][0], processor, patch, first)
 
 
 class LlavaFamily:
