@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from vlmoe.models.families.llava import LlavaReader
 from vlmoe.models.load import hide_bars_from_logs, load_base
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     default_out = Path(__file__).parents[1] / "vlmoe" / "models" / "tiny"
     parser.add_argument("--out", type=Path, default=default_out, help="directory to write")
@@ -49,7 +50,7 @@ def main() -> None:
         "--stages", type=Path, help="keep finished stages here, and do not do them again"
     )
     parser.add_argument("--examine", action="store_true", help="only ask the base that is there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.examine:
         base = load_base("tiny")
         assert isinstance(base.reader, LlavaReader)

@@ -6,6 +6,7 @@ alone, so that ``--help`` and a mistyped flag answer at once. Optimizers have th
 """
 
 DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+BUILT_IN = TINY, TINY_TEXT = ("tiny", "tiny-text")  # bases that come along
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # to torch's names
 QUANTIZE = ("none", "4bit", "8bit")
 IMAGE_FITS = ("crop", "pad")

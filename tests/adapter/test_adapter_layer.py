@@ -15,6 +15,7 @@ from tests.reference import reference_mixture
 from vlmoe.adapter import FactorPair, MoELoraConfig, factor_pairs, gates
 from vlmoe.adapter.layer import MoELoraLayer
 from vlmoe.errors import UserError
+from vlmoe.models.load import checkpoint_activations
 
 SMALL = {"num_experts": 4, "top_k": 2, "r": 2, "lora_dropout": 0.0}
 
@@ -220,7 +221,7 @@ def test_gradient_checkpointing_changes_no_gradient(dropout: float) -> None:
         adapted = adapt(model, lora_dropout=dropout)
         fill(adapted)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         adapted.train()
         torch.manual_seed(7)
         adapted(**batch).loss.backward()

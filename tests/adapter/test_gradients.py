@@ -56,7 +56,7 @@ def test_reentrant_checkpointing() -> None:
     """What the published code for the paper does: its vision adapters never train."""
     model = small_llava()
     adapted = adapt(model).train()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.activation_checkpointing_enable({"use_reentrant": True})
     # transformers 5 makes the input of both towers require a gradient; before, that was the
     # text's alone
     model.disable_input_require_grads()

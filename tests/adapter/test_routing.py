@@ -15,6 +15,7 @@ from vlmoe.adapter import RoutingRecorder, gates
 from vlmoe.adapter.layer import adapted_layers
 from vlmoe.adapter.mixture import route, routed_mixture
 from vlmoe.adapter.routing import balance_scores, summary
+from vlmoe.models.load import checkpoint_activations
 
 
 def routing(L: int, T: int, E: int, top_k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -289,7 +290,7 @@ def test_gradient_checkpointing_changes_nothing(dropout: float) -> None:
         adapted = adapt(model, lora_dropout=dropout)
         fill(adapted)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model)
         adapted.train()
         torch.manual_seed(7)
         with RoutingRecorder(adapted).record(batch["attention_mask"]) as recording:
@@ -305,7 +306,7 @@ def test_gradient_checkpointing_changes_nothing(dropout: float) -> None:
 def test_backward_inside_the_block_is_refused_where_it_would_count_twice() -> None:
     model, batch = small_llava(), small_batch(small_llava())
     adapted = adapt(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model)
     adapted.train()
     with (
         pytest.raises(RuntimeError, match="leave the block before backward"),

@@ -69,7 +69,7 @@ def test_the_optimizers_take_the_same_step_as_torchs_or_as_pefts():
     for family in ("sgd", "adamw"):
         moves = {}
         for position, name in enumerate(("torch", "ours", "peft")):
-            pairs = random_pairs([512, 256], 3, 2, torch.device("cpu"))
+            pairs = random_pairs([(512, 512), (256, 256)], 3, 2, torch.device("cpu"))
             works = list(optimizer_works(family, pairs).values())
             if name == "peft":
                 optimizer = works[position].run.__self__

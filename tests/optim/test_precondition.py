@@ -214,3 +214,25 @@ def test_full_precision_inside_and_the_users_setting_after(setting):
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_what_holds_where_nothing_is_said():
+    """The damping of the paper; and a product is added, not put in place."""
+    factor = 1e-3 * torch.randn(3, 2, 5, dtype=torch.float64)
+    plain, said = (precondition.inverse_grams([factor], *more) for more in ((), (1e-6, "absolute")))
+    assert torch.equal(plain.inverses[0], said.inverses[0])
+    gram = factor @ factor.mT
+    assert torch.equal(precondition.damped_inverse(gram)[0], said.inverses[0])
+    target, matrix, grad = torch.ones(3, 2, 5), torch.randn(3, 2, 2), torch.randn(3, 2, 5)
+    precondition.add_products_([target], [matrix], [grad])
+    torch.testing.assert_close(target, 1 + matrix @ grad)
+
+
+def test_blocks_hold_as_much_as_a_cpus_cache(monkeypatch):
+    monkeypatch.setattr(precondition, "CACHED_NUMEL", 13)
+    alike, large, empty = [torch.empty(2, 3)] * 5, [torch.empty(4, 5)] * 2, [torch.empty(0, 9)] * 3
+    assert precondition.blocks(alike) == [[0, 1], [2, 3], [4]]
+    assert precondition.blocks(large) == [[0], [1]]
+    assert precondition.blocks(empty) == [[0, 1, 2]]
+    assert precondition.blocks([*large, alike[0], large[0]]) == [[0], [1], [3], [2]]
+    assert not precondition.stacks(alike[0])

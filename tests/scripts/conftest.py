@@ -33,6 +33,14 @@ def script(name: str) -> ModuleType:
     return module
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """One worker for what needs ``forks``: to start them, and the runs to compare with, is long."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and "forks" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("forks"))
+
+
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory) -> Path:
     return save_small_llava(tmp_path_factory.mktemp("model") / "small")
@@ -47,7 +55,7 @@ def dataset_directory(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
+def train(undrawn, monkeypatch, tmp_path):
     """``train(*flags)`` runs the training command in an empty directory."""
     monkeypatch.chdir(tmp_path)
     main = command("train").main
@@ -61,10 +69,19 @@ def evaluate(monkeypatch, tmp_path):
     return lambda *flags: main([str(flag) for flag in flags])
 
 
+DRAW = RunDirectory.draw
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """No curves and maps, which take longer than a small run."""
     monkeypatch.setattr(RunDirectory, "draw", lambda self, run: None)
+
+
+@pytest.fixture
+def drawn(train, monkeypatch):
+    """``train`` with curves and maps."""
+    monkeypatch.setattr(RunDirectory, "draw", DRAW)
 
 
 @pytest.fixture(scope="session")

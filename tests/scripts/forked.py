@@ -104,6 +104,7 @@ def _child(request: dict, rank: int, port: int, before) -> None:
         places = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost"}
         sizes = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in (places | sizes).items()})
+    sys.argv = ["vlmoe", "train"]
     code = 1
     try:
         before()

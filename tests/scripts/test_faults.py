@@ -23,8 +23,6 @@ from vlmoe.errors import Diverged, UserError
 from vlmoe.optim.riemannian import RiemannianSGD
 from vlmoe.train.record.checkpoint import damage, found, write_manifest
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").open()]

@@ -15,7 +15,6 @@ from tests.scripts.test_train_and_evaluate import GOAT, adapter_digest, losses
 from vlmoe.errors import UserError
 from vlmoe.train.record.checkpoint import write_manifest
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 QUIET = ["--eval-steps", "0", "--test-questions", "none"]
 
 

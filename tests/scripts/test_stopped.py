@@ -16,8 +16,6 @@ from vlmoe.train.record.log import Log
 
 GO_ON = "vlmoe train --output run --resume"
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture
 def whole(undisturbed):

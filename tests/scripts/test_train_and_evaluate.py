@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,13 @@ def adapter_digest(run: Path) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
-def test_run_leaves_what_it_promises(train, small, tmp_path, capsys):
+@pytest.fixture
+def run(undisturbed, tmp_path) -> Path:
+    """The undisturbed run, to be changed."""
+    return shutil.copytree(undisturbed, tmp_path / "run")
+
+
+def test_run_leaves_what_it_promises(train, drawn, small, tmp_path, capsys):
     train(*small, "--optim", "grsgd", "--output", "run")
     out = capsys.readouterr().out
     assert re.fullmatch(LAST_LINE, out.splitlines()[-1])
@@ -103,13 +110,12 @@ def test_every_optimizer_changes_the_adapter(train, small, tmp_path, optim):
     assert len(moved) == 16
 
 
-def test_same_seed_same_losses(train, small, tmp_path):
-    for name in ("a", "b"):
-        train(*small, "--output", name)
-    train(*small, "--output", "c", "--seed", 1)
-    assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    assert adapter_digest(tmp_path / "a") == adapter_digest(tmp_path / "b")
-    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+def test_same_seed_same_losses(undisturbed, train, small, tmp_path):
+    train(*small, "--output", "again")
+    train(*small, "--output", "other", "--seed", 1)
+    assert losses(tmp_path / "again") == losses(undisturbed)
+    assert adapter_digest(tmp_path / "again") == adapter_digest(undisturbed)
+    assert losses(tmp_path / "other") != losses(undisturbed)
 
 
 def test_pieces_do_not_change_the_mathematics(train, small, tmp_path):
@@ -128,8 +134,6 @@ GOAT = ["--init", "goat", "--experts", "2,4", "--balance-loss", "0.01"]
     ids=["grsgd", "gradamw", "adamw", "goat"],
 )
 def test_resumed_run_ends_like_the_uninterrupted(train, small, tmp_path, optim, more):
-    import shutil
-
     train(*small, "--optim", optim, *more, "--output", "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-6")
@@ -158,8 +162,7 @@ def test_evaluate_agrees_with_training(train, evaluate, small, tmp_path, capsys,
     assert "(n=5," in capsys.readouterr().out
 
 
-def test_adapter_in_a_new_process_gives_the_same_bits(train, small, tmp_path):
-    train(*small, "--output", "run")
+def test_adapter_in_a_new_process_gives_the_same_bits(run, small, tmp_path):
     code = (
         "import sys, torch; from vlmoe.adapter import load_adapter;"
         "from vlmoe.models.load import load_base;"
@@ -195,11 +198,11 @@ def test_bf16_base_keeps_float32_factors(train, small, tmp_path):
     assert {str(value.dtype) for value in weights.values()} == {"torch.float32"}
 
 
-def test_checkpoints_are_adapters_too(train, evaluate, small, tmp_path, capsys):
-    train(*small, "--output", "run")
-    trained = capsys.readouterr().out.splitlines()[-1]
+def test_checkpoints_are_adapters_too(run, evaluate, small):
     evaluate("--adapter", "run/checkpoints/step-6", "--dataset", small[3])
-    assert capsys.readouterr().out.splitlines()[-1] == trained
+    (report,) = (run / "checkpoints" / "step-6" / "evaluate").iterdir()
+    own, again = ((path / "predictions.jsonl").read_text() for path in (run, report))
+    assert own == again
 
 
 def test_questions_too_long_are_listed(train, tmp_path, small, dataset_directory):
@@ -237,8 +240,7 @@ def test_a_test_question_too_long_is_told_and_wrong(train, tmp_path, small, caps
     assert (metrics["unanswered"], metrics["base"]["unanswered"]) == (1, 1)
 
 
-def test_adapter_for_another_model(train, evaluate, small, tmp_path):
-    train(*small, "--output", "run")
+def test_adapter_for_another_model(run, evaluate, small, tmp_path):
     wider = save_small_llava(tmp_path / "wider", width=64)
     with pytest.raises(UserError, match="does not fit the model"):
         evaluate("--adapter", "run", "--model", wider, "--dataset", small[3])

@@ -87,6 +87,7 @@ def test_twenty_steps(twenty, alone, forks, tmp_path, kind, optim):
     if kind == "fsdp2":
         assert "process 0: (experts here, experts) {(3, 5)}" in ended.out
         assert "process 1: (experts here, experts) {(2, 5)}" in ended.out
+    assert "find_unused_parameters" not in ended.out
     assert_same(tmp_path / "run", alone[optim])
 
 

@@ -9,7 +9,8 @@ from tests.adapter.test_adapter_quantized import frozen_bytes
 from tests.train.test_loop import examples, make_run
 from vlmoe.adapter.layer import adapted_layers
 from vlmoe.adapter.towers import path_tower
-from vlmoe.models.load import TINY, load_base
+from vlmoe.choices import TINY
+from vlmoe.models.load import load_base
 from vlmoe.train.loop import train
 
 

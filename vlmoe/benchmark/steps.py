@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -89,10 +88,7 @@ def _put_on_and_off(
     model: Any, sites: Mapping[str, nn.Linear], config: PeftConfig, **options: Any
 ) -> dict[str, nn.Module]:
     """The layers that PEFT makes of a method's config; the model is as before."""
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that is on its way out; nothing here depends on it.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        adapted = get_peft_model(model, config, **options)
+    adapted = get_peft_model(model, config, **options)
     layers = {path: model.get_submodule(path) for path in sites}
     adapted.unload()
     assert all(model.get_submodule(path) is linear for path, linear in sites.items())

@@ -37,7 +37,7 @@ from vlmoe.choices import DTYPES
 from vlmoe.errors import UserError
 from vlmoe.files import write_json
 from vlmoe.flags import Parser
-from vlmoe.models.load import resolve_device, resolve_dtype
+from vlmoe.models.load import checkpoint_activations, resolve_device, resolve_dtype
 from vlmoe.models.random import attention_shapes, random_batch, random_model
 from vlmoe.models.shapes import shape_config, shapes
 from vlmoe.optim.families import UPDATE_RULES
@@ -136,7 +136,7 @@ def measure_steps(
 ) -> dict[str, Any]:
     model = random_model(shape_config(args.size), device, dtype)
     if args.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     batch = random_batch(model, args.batch_size, args.words)
     works = step_works(model, batch, config, args.variants)
     found: dict[str, Any] = {name: {} for name in works}
@@ -155,7 +155,7 @@ def measure_packing(
     """Ratios are to a sequence for each question, so memory ratios are those of a question."""
     base = random_model(shape_config(args.size), device, dtype)
     if args.checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(base)
     parts = packing_works(
         get_peft_model(base, config),
         pictures=args.batch_size,

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from vlmoe.choices import DEFAULT_MODEL
+from vlmoe.choices import BUILT_IN, DEFAULT_MODEL
 from vlmoe.errors import UserError
 
 CONFIG = "config.json"
-BUILT_IN = TINY, TINY_TEXT = ("tiny", "tiny-text")
 ORIGINAL = ("llava_llama", "llava_mistral", "llava_mpt")  # model types of the original code
 # A layer's weight; buffers that older versions of transformers saved are none.
 _OF_A_LAYER = re.compile(r"\.layers\.\d+\..*\.(weight|bias)$")

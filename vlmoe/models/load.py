@@ -14,23 +14,14 @@ import torch
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from vlmoe.choices import DEFAULT_MODEL, DTYPES, QUANTIZE
+from vlmoe.choices import BUILT_IN, DEFAULT_MODEL, DTYPES, QUANTIZE, TINY, TINY_TEXT
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
 from vlmoe.flags import hint
 from vlmoe.hub import why_not_hub
 from vlmoe.models import tiny_text
 from vlmoe.models.family import Reader, family_of, family_of_kind
-from vlmoe.models.faults import (
-    BUILT_IN,
-    CONFIG,
-    TINY,
-    TINY_TEXT,
-    check_kind,
-    check_weights,
-    no_model,
-    reading,
-)
+from vlmoe.models.faults import CONFIG, check_kind, check_weights, no_model, reading
 
 
 @dataclass(frozen=True)

@@ -433,10 +433,12 @@ class RiemannianAdamW(RiemannianOptimizer):
             torch._foreach_add_(steps, 1)
             # After infinitely many steps 1 - beta^t is 1: nothing left to correct.
             steps = [torch.tensor(float("inf")) for _ in params]
+        first, second = (self._moments(params, name) for name in self._moment_names(group))
         adamw(
             values,
             grads,
-            *(self._moments(params, name) for name in self._moment_names(group)),
+            first,
+            second,
             [],
             steps,
             lr=group["lr"],

@@ -102,6 +102,11 @@ def check_pictures(
                 )
 
 
+def all_seen(examples: Mixture) -> bool:
+    """Whether every question, or none at all, has a picture: each then takes the same way."""
+    return len({key is None for key in examples.image_keys}) == 1
+
+
 def fingerprint(examples: Mixture) -> str:
     """SHA-256 of every question in order: its text, options, answer and picture, and its dataset.
 

@@ -64,6 +64,15 @@ def check(accelerator: Accelerator, *, init: str, quantize: str) -> None:
         raise UserError(faults)
 
 
+def all_take_part(accelerator: Accelerator) -> None:
+    """Say that every piece uses all that is trained: DDP need not look for what it does not use.
+
+    Looking costs a walk through the graph in each step, and torch warns if there was nothing.
+    """
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.find_unused_parameters = False
+
+
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
     """A block at whose good end all processes meet, and part in order."""

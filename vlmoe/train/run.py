@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vlmoe.adapter import adapter_table
-from vlmoe.choices import FIND
+from vlmoe.choices import ATTENTION, FIND
 from vlmoe.data.described import describe
 from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
@@ -22,9 +22,10 @@ from vlmoe.train.guard import Stop
 from vlmoe.train.loop import train
 from vlmoe.train.lr_find import find_lr, write_found
 from vlmoe.train.memory import explained
-from vlmoe.train.questions import check_pictures, fingerprint, tell_misfits, to_score
+from vlmoe.train.questions import all_seen, check_pictures, fingerprint, tell_misfits, to_score
 from vlmoe.train.record.log import teller
 from vlmoe.train.settings.config import TrainConfig, shape_of
+from vlmoe.train.settings.recommended import told
 
 
 def finetune(config: TrainConfig, resume: str | None = None, base: Base | None = None) -> bool:
@@ -68,6 +69,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         questions = load_mixture(data, "train")
         check_pictures(accelerator, base.reader, config.model, questions, validation, test)
         examples, skipped = trainable(task, questions)
+        if config.target == ATTENTION and not config.target_modules and all_seen(examples):
+            ranks.all_take_part(accelerator)
         tell_misfits(task, validation, test, say=say)
 
         # Adapt it.
@@ -87,6 +90,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 say(reason)
             count = accelerator.num_processes
             say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}")
+            for words in told(config):
+                say(words)
 
             # Rates, optimizer, and where all of it is written.
             found = None

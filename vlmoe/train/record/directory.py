@@ -37,6 +37,7 @@ from vlmoe.train.record.finished import LOG
 from vlmoe.train.record.lock import LOCK, RunLock
 from vlmoe.train.record.log import read_log
 from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, to_yaml
+from vlmoe.train.settings.recommended import in_force
 from vlmoe.train.state import Run
 
 FOUND = "lr_find.json"
@@ -124,7 +125,7 @@ class RunDirectory:
 
         They follow from the files of the run, so they are there after it was resumed, too.
         """
-        notes = {}
+        notes = dict.fromkeys(in_force(config), f"as recommended for {config.model}")
         found = self.path / FOUND
         if found.is_file():
             values = json.loads(found.read_text(encoding="utf-8"))
@@ -224,7 +225,9 @@ class RunDirectory:
     ) -> None:
         sees = family_of(bare(run.model).config).sees
         notes = self.notes(run.config)
-        card = model_card(run.config, base_numbers, numbers, notes, not_scored, sees=sees)
+        card = model_card(
+            run.config, base_numbers, numbers, notes, not_scored, sees=sees, task=run.task
+        )
         for place in (self.path, self.path / checkpoint.ADAPTER):
             write_text(place / "README.md", card)
 
