@@ -168,6 +168,7 @@ def test_what_is_refused_before_anything_is_written(
         ({"trian": [record(RED)]}, {}, "unknown split 'trian'"),
         ([record(object())], {}, r"data\[0\]\['image'\] is a object"),
         ([record(loop)], {}, r"data\[0\]\['image'\] is nested too deeply"),
+        ([record(float("nan"))], {}, r"data\[0\]\['image'\] is nan, which is no number"),
         ([record(Image.new("RGB", (0, 4)))], {}, r"data\[0\]\['image'\]: picture without pixels"),
         ([record("gone.png")], {}, "1 of 1 questions"),
         ([], {}, "no questions"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from vlmoe.data.dataset import is_prepared, read_manifest
 from vlmoe.data.image import ImageError, load_rgb
 from vlmoe.data_prep import jsonl
 from vlmoe.errors import UserError
+from vlmoe.files import to_json
 from vlmoe.models.load import load_base, resolve_device
 from vlmoe.tasks.metrics import METRICS
 from vlmoe.tasks.predict import Predictor
@@ -176,7 +178,7 @@ def _write(records: Records, file: Path, name: str) -> None:
                     plain[str(key)] = _plain(value, stem, f"{where}[{key!r}]", pictures)
                 except RecursionError:
                     raise UserError(f"{where}[{key!r}] is nested too deeply") from None
-            lines.write(json.dumps(plain) + "\n")
+            lines.write(to_json(plain) + "\n")
 
 
 def _plain(value: Any, stem: Path, where: str, pictures: dict[int, tuple[Any, str]]) -> Any:
@@ -198,7 +200,9 @@ def _plain(value: Any, stem: Path, where: str, pictures: dict[int, tuple[Any, st
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} is {value}, which is no number")
     if isinstance(value, list | tuple):
         return [_plain(one, stem, where, pictures) for one in value]
     if isinstance(value, Mapping):
@@ -210,4 +214,4 @@ def _plain(value: Any, stem: Path, where: str, pictures: dict[int, tuple[Any, st
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
     values = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    return values if "accuracy" in values else {}
+    return {} if "not_scored" in values else values

@@ -12,6 +12,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from vlmoe.files import write_json
+
 TINY_FOLDER = Path(__file__).parent / "tiny"
 TOWER = "language_model."
 # LLaVA's conversation, which the tower was taught in; what it spoke before ends with </s>.
@@ -34,7 +36,7 @@ def folder() -> Path:
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     whole = json.loads((TINY_FOLDER / "config.json").read_text(encoding="utf-8"))
     config = whole["text_config"] | {"architectures": ["LlamaForCausalLM"], "dtype": whole["dtype"]}
-    (made / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_json(made / "config.json", config)
     tower = {
         name.removeprefix(TOWER): tensor
         for name, tensor in load_file(TINY_FOLDER / "model.safetensors").items()
@@ -47,5 +49,5 @@ def folder() -> Path:
     for name in ("processor_class", "image_token"):
         del settings[name]
     settings["chat_template"] = TEMPLATE
-    (made / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_json(made / "tokenizer_config.json", settings)
     return made
