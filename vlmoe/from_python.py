@@ -214,4 +214,4 @@ def _plain(value: Any, stem: Path, where: str, pictures: dict[int, tuple[Any, st
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
     values = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    return {} if "not_scored" in values else values
+    return values if values.keys() - {"not_scored"} else {}
