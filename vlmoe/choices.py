@@ -20,4 +20,5 @@ ALL = "all"  # of a picture's questions
 FIND = "find"  # a learning rate
 GATE_RESCALES = ("none", "sqrt", "exact")
 INITS = ("kaiming", "goat")
+FITS = ("least-squares", "mean-gates")  # how a mixture becomes a plain LoRA
 DAMPING_MODES = ("absolute", "trace")

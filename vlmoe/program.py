@@ -19,6 +19,7 @@ COMMANDS = {
     "runs": "the runs in a folder: settings, scores, how to go on with each",
     "study": "compare optimizers fairly: best rates, seeds, intervals, a page",
     "benchmark": "time a step beside PEFT's LoRA and the usual loop over experts",
+    "export": "a trained mixture -> one plain LoRA, and what that loses",
     "configs": "the settings that come with the package",
     "demo": "a page to ask an adapted model, and to see its experts",
 }

@@ -144,6 +144,12 @@ def _no_report() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def local_folder(name: str) -> Path | None:
+    """Where a base's files lie on this machine; None if they are the hub's."""
+    source = Path(_source(name)).expanduser()
+    return source if source.is_dir() else None
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto`` is the GPU if there is one. Raises ``UserError`` on a device that is not there."""
     if name == "auto":

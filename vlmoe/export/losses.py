@@ -1,0 +1,72 @@
+"""What an export loses: the same questions, answered by the mixture and by what stands for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vlmoe.tasks.compare import Comparison, compare
+from vlmoe.tasks.metrics import prediction_rows
+from vlmoe.tasks.score import Scored
+
+
+def losses(mixture: Sequence[Scored], static: Sequence[Scored]) -> dict[str, Any]:
+    """Compare two sets of answers to the same questions, in the same order.
+
+    Returns:
+        ``accuracy`` of both, their ``difference`` with ``ci95`` and McNemar's exact ``p``, counts
+        (``n``, ``lost``, ``won``, ``changed``), and ``probability``: ``mean`` and ``largest``
+        absolute change of a letter's, None where answers are not read off letters.
+
+    Raises:
+        UserError: no question has an answer to compare with.
+    """
+    before, after = (
+        {f"{row.get('dataset', '')}/{row['id']}": row for row in prediction_rows(scored)}
+        for scored in (mixture, static)
+    )
+    found = compare(before, after)
+    changes = [
+        abs(one - other)
+        for a, b in zip(mixture, static, strict=True)
+        for one, other in zip(a.prediction.probabilities, b.prediction.probabilities, strict=False)
+    ]
+    return {
+        "n": found.n,
+        "accuracy": {
+            "mixture": _right(found, "a") / found.n,
+            "export": _right(found, "b") / found.n,
+        },
+        "difference": found.difference,
+        "ci95": list(found.ci95),
+        "p": found.p,
+        "lost": found.only_a,
+        "won": found.only_b,
+        "changed": len(found.changed),
+        "probability": {"mean": sum(changes) / len(changes), "largest": max(changes)}
+        if changes
+        else None,
+    }
+
+
+def losses_text(numbers: dict[str, Any], name: str = "export") -> str:
+    """The same in lines, to be read."""
+    accuracy, (low, high) = numbers["accuracy"], numbers["ci95"]
+    lines = [
+        f"mixture {accuracy['mixture']:.4f}, {name} {accuracy['export']:.4f} "
+        f"(n={numbers['n']}; {numbers['lost']} lost, {numbers['won']} won, "
+        f"{numbers['changed']} answers changed)",
+        f"{name} minus mixture {100 * numbers['difference']:+.1f} points "
+        f"(95% CI {100 * low:+.1f} to {100 * high:+.1f}, McNemar p {numbers['p']:.2g})",
+    ]
+    if numbers["probability"]:
+        change = numbers["probability"]
+        lines.append(
+            f"a letter's probability changes by {change['mean']:.4f} on average, "
+            f"{change['largest']:.4f} at most"
+        )
+    return "\n".join(lines)
+
+
+def _right(found: Comparison, under: str) -> int:
+    return found.both_right + (found.only_a if under == "a" else found.only_b)
