@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import vlmoe.adapter.mixture  # noqa: F401  (the package exports a function of that name)
-from vlmoe.adapter import fuse
+from vlmoe.adapter import MoELoraConfig, fuse
 
 steps = sys.modules["vlmoe.adapter.mixture"]
 
@@ -38,6 +39,40 @@ def test_compiled_as_plain(gate_rescale):
         for one, other in zip(got, wanted, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other)
+
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.v_proj = torch.nn.Linear(8, 6), torch.nn.Linear(6, 8)
+
+    def forward(self, x):
+        return self.v_proj(self.q_proj(x).relu())
+
+
+# Of torch's own making, while it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_an_adapted_model_is_compiled_whole(monkeypatch):
+    """Also where the steps would be fused: that is then the outer compiler's work."""
+    torch._dynamo.reset()
+    config = MoELoraConfig(num_experts=4, r=2, top_k=2, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(Two(), config).base_model.model.eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "moe_lora_B" in name:
+                parameter.normal_()
+    x = torch.randn(3, 8)
+    outputs, gradients = [], []
+    for each in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        fused = each is not model
+        monkeypatch.setattr(fuse, "wants_fusing", lambda tensor, fused=fused: fused)
+        outputs.append(each(x))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), trained))
+    torch.testing.assert_close(*outputs)
+    for one, other in zip(*gradients, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other)
 
 
 def test_only_on_a_gpu_and_not_against_the_users_will(monkeypatch):

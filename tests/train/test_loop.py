@@ -240,6 +240,22 @@ def test_sharing_changes_no_step(base, tmp_path, monkeypatch):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
+def test_no_tf32_where_accelerate_is_to_compile(base, monkeypatch):
+    """It allows that to the whole process, and the router is in float32."""
+    real, allowed = setup.Accelerator, []
+
+    def on_a_gpu(**options):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        allowed.append(torch.get_float32_matmul_precision())
+        return real(**options)
+
+    monkeypatch.setattr(setup, "Accelerator", on_a_gpu)
+    setup.make_accelerator(TrainConfig(model=base.name, device="cpu"))
+    assert allowed == ["high"]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_momentum_reaches_the_optimizer(base, tmp_path):
     run = make_run(base, tmp_path, optim="grsgd", momentum=0.5)
     assert {group["momentum"] for group in run.optimizer.param_groups} == {0.5}

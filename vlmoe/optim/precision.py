@@ -42,3 +42,25 @@ def full_precision(device_type: str) -> Iterator[None]:
         for backend, setting in zip(backends, found, strict=True):
             if backend.fp32_precision != setting:
                 backend.fp32_precision = setting
+
+
+@contextmanager
+def matmul_precision_kept() -> Iterator[None]:
+    """Whether CUDA may take TF32 for float32 is afterwards as it was.
+
+    Accelerate allows it to the whole process where it is to compile; the router, in float32 so that
+    near ties are told apart, would have ten bits left.
+    """
+    backend: Any = torch.backends.cuda.matmul
+    # The old setter writes both settings, the old getter raises where they disagree; see above.
+    try:
+        legacy = backend.allow_tf32
+    except RuntimeError:
+        legacy = False
+    found = getattr(backend, "fp32_precision", None)
+    try:
+        yield
+    finally:
+        backend.allow_tf32 = legacy
+        if found is not None:
+            backend.fp32_precision = found

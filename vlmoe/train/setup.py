@@ -21,6 +21,7 @@ from vlmoe.errors import UserError
 from vlmoe.models.load import Base, checkpoint_activations, resolve_device, resolve_dtype
 from vlmoe.optim.create import create_optimizer
 from vlmoe.optim.families import parse
+from vlmoe.optim.precision import matmul_precision_kept
 from vlmoe.optim.recipe import linear_schedule
 from vlmoe.tasks.kinds import task_of
 from vlmoe.tasks.task import Task
@@ -49,16 +50,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         torch.cuda.set_device(wanted)
     # bf16 needs nothing: the base is loaded in it and the adapters stay float32. fp16 needs
     # its loss scaled, or small gradients vanish.
-    accelerator = Accelerator(
-        cpu=wanted.type == "cpu",
-        mixed_precision="fp16" if half else "no",
-        log_with=config.track,
-        project_dir=str(config.run_directory),
-        kwargs_handlers=[
-            # A process without a picture in a step does not use the vision tower.
-            DistributedDataParallelKwargs(find_unused_parameters=True)
-        ],
-    )
+    with matmul_precision_kept():
+        accelerator = Accelerator(
+            cpu=wanted.type == "cpu",
+            mixed_precision="fp16" if half else "no",
+            log_with=config.track,
+            project_dir=str(config.run_directory),
+            kwargs_handlers=[
+                # A process without a picture in a step does not use the vision tower.
+                DistributedDataParallelKwargs(find_unused_parameters=True)
+            ],
+        )
     ranks.check(accelerator, init=config.init, quantize=config.quantize)
     config.pieces_on(accelerator.num_processes)
     return accelerator
