@@ -383,6 +383,29 @@ def test_memory_is_counted_without_any(base):
     assert peak == pytest.approx(real, rel=0.06)  # what kernels keep differs
 
 
+def test_no_piece_takes_more_than_the_plan_counts(base):
+    """The plan counts the questions of most tokens: none of other pictures holds more."""
+    if not family_of(base.model.config).sees:
+        return
+    collator = Collator.of(base.reader)
+    sizes = [(100, 100), (1, 20), (20, 1), (3000, 2000), (640, 480)]
+    asked = [
+        Example(str(size), Image.new("RGB", size, "red"), "Which?", ("A.", "B."), 0)
+        for size in sizes
+    ]
+    model = adapt(base.model, TrainConfig(experts=3, top_k=2, rank=2))
+    try:
+        counted, held = [], []
+        for example in asked:
+            batch = collator.training([example])
+            counted.append(collator.length(example, picture=True))
+            assert batch["input_ids"].shape[1] == counted[-1]
+            held.append(piece_peak(model, batch))
+    finally:
+        model.unload().eval()
+    assert max(held) <= 1.05 * held[counted.index(max(counted))]
+
+
 def test_in_four_bits_the_named_modules_keep_their_weights(folder):
     bnb = pytest.importorskip("bitsandbytes")
     base = load_base(str(folder), quantize="4bit")
