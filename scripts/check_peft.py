@@ -60,6 +60,8 @@ REFUSED = {
     "add_weighted_adapter is not supported": "weighted sums of adapters",
     "another adapter for each row of a batch": "mixed batches",
     "Hotswapping only supports": "hotswapping",
+    "here the weight is kept by something else": "GOAT inside of FSDP's first version",
+    "singular values of the weight, and": "layers too narrow for GOAT",
     "not compatible with the `PeftMixedModel`": "adapters of several methods on one model",
 }
 """What MoE-LoRA refuses, by its words: as a test's outcome this is what is wanted."""

@@ -25,11 +25,10 @@ from vlmoe.errors import UserError
 from vlmoe.models.load import load_base, resolve_device
 from vlmoe.tasks.metrics import METRICS
 from vlmoe.tasks.predict import Predictor
-from vlmoe.train.init_adapter import adopted
 from vlmoe.train.record.directory import RunDirectory
 from vlmoe.train.record.finished import collator_of, settings_of
 from vlmoe.train.run import finetune
-from vlmoe.train.settings.config import build
+from vlmoe.train.settings.command_line import build_new
 
 _TEMPORARY = "vlmoe-records-"
 
@@ -80,7 +79,8 @@ def train_adapter(
             prepared into the folder ``OUTPUT-data``, which stays.
         output: the run's directory, new.
         settings: every flag of ``vlmoe train`` by its name: ``model="tiny"``, ``optim="gradamw"``,
-            ``max_steps=100``, ...; defaults are those of the command, the model too.
+            ``max_steps=100``, ...; defaults are those of the command, the model too, and what the
+            model recommends.
 
     Returns:
         Where it is, and its scores.
@@ -93,10 +93,7 @@ def train_adapter(
     if faults := [f"{n} is no setting here: it is for {taken[n]}" for n in settings if n in taken]:
         raise UserError(faults)
     given = str(data) if isinstance(data, str | Path) else f"{output}-data"
-    values = {**settings, "dataset": given, "output": str(output)}
-    if values.get("init_adapter"):
-        values = adopted(values)
-    config = build(values)
+    config = build_new({**settings, "dataset": given, "output": str(output)})
     if not isinstance(data, str | Path):
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError(

@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "fine-tune a base with a mixture of LoRA experts, and print its accuracy",
     "evaluate": "score adapters beside their base on a split",
     "compare": "two sets of predictions: is the difference luck?",
+    "watch": "loss, validation and routers of runs that go on, on the screen or as a page",
+    "runs": "the runs in a folder: settings, scores, how to go on with each",
     "study": "compare optimizers fairly: best rates, seeds, intervals, a page",
     "benchmark": "time a step beside PEFT's LoRA and the usual loop over experts",
     "export": "a trained mixture -> one plain LoRA, and what that loses",

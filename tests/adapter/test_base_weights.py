@@ -214,6 +214,18 @@ def test_offloading_under_goat_is_refused_and_not_answered_wrongly() -> None:
         model.base_model.disable_adapter_layers()
 
 
+def test_a_weight_that_is_kept_by_something_else_is_refused() -> None:
+    """FSDP of version 1 puts views of its own flat tensor in the place of every parameter."""
+    model = goat()
+    for module in list(model.modules()):
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                delattr(module, name)
+                setattr(module, name, parameter.data)
+    with pytest.raises(UserError, match="kept by something else, as by FSDP of version 1"):
+        output(model)
+
+
 def test_low_memory_injection_leaves_the_base_alone() -> None:
     model = inject_adapter_in_model(
         MoELoraConfig(**SMALL, init="goat", target_modules=["first"]),

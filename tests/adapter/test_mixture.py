@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tests.reference import reference_gates, reference_mixture
-from vlmoe.adapter.mixture import mixture, route
+from vlmoe.adapter.mixture import mixture, route, routed_mixture
 
 RESCALES = ["none", "sqrt", "exact"]
 SCALING = 4.0
@@ -301,3 +301,28 @@ def test_little_is_kept_for_the_backward_pass() -> None:
     # a byte per entry of x for dropout, h (E * r floats) and g (E floats) per token
     assert own == x.numel() + 64 * (20 * 4 + 20) * 4
     assert y.requires_grad
+
+
+def test_a_loss_on_the_routing_reaches_router_and_input():
+    """Beside the output's, and alone; the gates themselves have no gradient."""
+    size = SIZES[0]
+    x, A, B, gate, grad = tensors(size, (7,))
+    options = {"top_k": size[1], "scaling": SCALING}
+    weight = torch.randn(7, size[0], dtype=torch.float64)
+    mixed = routed_mixture(x, A, B, gate, **options)
+    assert not mixed.gates.requires_grad
+    of_logits = torch.autograd.grad((x @ gate.T), (x, gate), weight)
+    of_output = torch.autograd.grad(mixture(x, A, B, gate, **options), (x, gate), grad)
+    alone = torch.autograd.grad(mixed.logits, (x, gate), weight, retain_graph=True)
+    both = torch.autograd.grad((mixed.logits, mixed.output), (x, gate), (weight, grad))
+    for one, two, wanted, more in zip(alone, both, of_logits, of_output, strict=True):
+        assert distance(one, wanted) <= 1e-12
+        assert distance(two, wanted + more) <= 1e-12
+
+
+def test_it_is_added_to_a_base_of_another_dtype():
+    x, A, B, gate, _ = tensors(SIZES[0], (7,), torch.float32)
+    options = {"top_k": 10, "scaling": SCALING}
+    base = torch.randn(7, SIZES[0][-1], dtype=torch.float64)
+    added = mixture(x, A, B, gate, base=base, **options)
+    assert torch.equal(added, base + mixture(x, A, B, gate, **options).double())

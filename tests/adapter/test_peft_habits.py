@@ -266,7 +266,7 @@ def test_a_whole_model_compiles_in_one_graph(forced: bool, monkeypatch: pytest.M
     model = adapt(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), target_modules=["2"])
     fill(model)
     x = torch.linspace(-1, 1, 24).view(4, 6)
-    compiled = torch.compile(model.base_model.model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     y = compiled(x)
     monkeypatch.undo()
     torch.testing.assert_close(y, model(x))

@@ -55,7 +55,7 @@ def test_name_and_path(prepared: Path, here: Path, monkeypatch: pytest.MonkeyPat
 
 def test_unknown_name_lists_the_names() -> None:
     for name in ("visual8w", "", "no/such/path"):
-        with pytest.raises(UserError, match=r"known names \(.*shapes.*, visual7w, vmcbench\)"):
+        with pytest.raises(UserError, match=r"known names \(.*shapes.*, visual7w, vmcbench.*\)"):
             locate(name)
 
 

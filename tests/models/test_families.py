@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -267,7 +268,7 @@ def test_the_next_token_is_that_of_the_whole_sequence(base):
 
 
 def test_experts_of_a_question(base):
-    """Of every token of both towers; on a map only where the vision tower's have a place."""
+    """Of every token of both towers; on a map where a picture is seen."""
     torch.manual_seed(0)
     config = TrainConfig(model=base.name, experts=3, top_k=2, rank=2)
     model = adapt(base.model, config)
@@ -280,13 +281,56 @@ def test_experts_of_a_question(base):
         for layer in found.layers:
             if layer.tower == "language":
                 assert len(layer.leading) == len(found.tokens)
-            elif layer.tower == "vision" and found.patches is not None:
+            elif layer.tower == "vision":
+                assert found.patches is not None
                 assert len(found.leading(layer)) == found.patches.rows * found.patches.columns
         seen = found.tokens[found.picture.start : found.picture.stop]
         mark = base.reader.tokenizer.convert_ids_to_tokens(base.reader.image_token or 0)
         assert (mark in seen) == (image is not None)
     finally:
         model.unload()
+
+
+def test_the_map_lays_each_token_where_it_looks(base):
+    """A pixel that changes changes one patch of the picture, and the token that is laid there."""
+    if not family_of(base.model.config).sees:
+        assert base.reader.patches({}) is None
+        return
+    image = Image.effect_noise((90, 60), 80).convert("RGB")
+    batch = Collator.of(base.reader).training([Example("1", image, "Which?", ("A.", "B."), 0)])
+    first = find_sites(base.model, target_pattern(base.model, MoELoraConfig()))
+    layer = next(site for path, site in first.items() if path_tower(path) == "vision")
+    entered: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: entered.append(args[0].flatten(0, -2)))
+    plain = base.reader.patches(batch)
+    pixels, found = batch["pixel_values"], 0
+    torch.manual_seed(0)
+    try:
+        logits_at(base.model, batch)
+        for at in torch.randint(pixels.numel(), (60,)).tolist():
+            other = pixels.flatten().clone()
+            other[at] = -other[at] + 0.5
+            changed = {**batch, "pixel_values": other.view(pixels.shape)}
+            seen = base.reader.patches(changed)
+            before, after = (
+                torch.tensor(np.array(one.seen)).flatten(0, 1) for one in (plain, seen)
+            )
+            (places,) = (before != after).any(-1).nonzero(as_tuple=True)
+            if not len(places):  # of a tile, or of another moment
+                continue
+            row, column = divmod(int(places[0]), plain.seen.width)
+            side = plain.seen.height // plain.rows
+            cell = row // side * plain.columns + column // side
+            logits_at(base.model, changed)
+            moved = (entered[-1] != entered[0]).any(-1).nonzero().flatten().tolist()
+            assert moved == [plain.tokens[cell]]
+            found += 1
+            if found == 4:
+                break
+    finally:
+        hook.remove()
+    assert found == 4
+    assert len(set(plain.tokens)) == plain.rows * plain.columns
 
 
 def test_the_layers_to_shard_are_those_of_its_towers(base):
@@ -379,10 +423,23 @@ def test_a_template_that_rewrites_the_question_is_refused(tmp_path):
         Collator.of(base.reader)
 
 
-def test_every_end_of_the_generation_config_ends_an_answer(tmp_path):
-    folder = save_small_text(tmp_path / "model", "glm4")
+@pytest.mark.parametrize("kind", ["glm4", "llava"])
+def test_every_end_of_the_generation_config_ends_an_answer(tmp_path, kind):
+    folder = BASES[kind](tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9]}))
     assert load_base(str(folder)).reader.ends == {2, 7, 9}
+
+
+def test_a_conversation_that_would_begin_twice_is_refused(tmp_path):
+    template = CHATML.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+    folder = save_small_text(tmp_path / "model", "llama", template)
+    with pytest.raises(UserError, match="conversations begin with <s> twice"):
+        load_base(str(folder))
+
+
+def test_plain_text_in_place_of_a_template_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="has no chat template: its conversations are plain text"):
+        load_base(str(save_small_text(tmp_path / "model", "llama")))
 
 
 def test_earlier_turns_and_markup_that_the_model_spelt_out(base):

@@ -40,6 +40,7 @@ def both_ways(request, monkeypatch):
     """What a CPU does, and what an accelerator would, in blocks so small that some split."""
     if request.param:
         monkeypatch.setattr(precondition, "stacks", lambda tensor: True)
+        monkeypatch.setattr(precondition, "asynchronous", lambda device: True)
         monkeypatch.setattr(precondition, "STACKED_NUMEL", 3 * 42)
 
 
@@ -143,6 +144,31 @@ def test_damping_eaten_by_rounding_counts_as_a_failure():
     assert inverse.abs().max() < 1.1e5
 
 
+def test_all_tries_at_once_are_those_one_after_the_other(monkeypatch):
+    """On an accelerator: the same bits, in one factorisation, and nothing is waited for."""
+    draw = torch.Generator().manual_seed(0)
+    factor = torch.randn(9, 3, 5, generator=draw)
+    for at in range(6):  # the second row nearly the first: each needs another damping
+        factor[at, 1] = factor[at, 0] * (1 + 1e-7 * at)
+        factor[at] *= 4.0**at
+    gram = factor @ factor.mT
+    gram[7, 0, 0] = float("nan")
+    one_by_one = precondition.damped_inverse(gram)
+    calls = []
+    real = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda M: calls.append(len(M)) or real(M))
+    monkeypatch.setattr(precondition, "asynchronous", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "__bool__", None)
+    at_once = precondition.damped_inverse(gram)
+    monkeypatch.undo()
+    assert calls == [9 * (precondition.MAX_RETRIES + 1)]
+    _, retried, failed = one_by_one
+    assert failed.tolist() == [False] * 7 + [True, False]
+    assert 1 < retried.sum() < 9
+    for one, other in zip(one_by_one, at_once, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_zero_factor_needs_no_retry():
     inverse, retried, failed = precondition.damped_inverse(torch.zeros(2, 4, 4))
     torch.testing.assert_close(inverse, 1e6 * torch.eye(4).expand(2, 4, 4))
@@ -188,3 +214,25 @@ def test_full_precision_inside_and_the_users_setting_after(setting):
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_what_holds_where_nothing_is_said():
+    """The damping of the paper; and a product is added, not put in place."""
+    factor = 1e-3 * torch.randn(3, 2, 5, dtype=torch.float64)
+    plain, said = (precondition.inverse_grams([factor], *more) for more in ((), (1e-6, "absolute")))
+    assert torch.equal(plain.inverses[0], said.inverses[0])
+    gram = factor @ factor.mT
+    assert torch.equal(precondition.damped_inverse(gram)[0], said.inverses[0])
+    target, matrix, grad = torch.ones(3, 2, 5), torch.randn(3, 2, 2), torch.randn(3, 2, 5)
+    precondition.add_products_([target], [matrix], [grad])
+    torch.testing.assert_close(target, 1 + matrix @ grad)
+
+
+def test_blocks_hold_as_much_as_a_cpus_cache(monkeypatch):
+    monkeypatch.setattr(precondition, "CACHED_NUMEL", 13)
+    alike, large, empty = [torch.empty(2, 3)] * 5, [torch.empty(4, 5)] * 2, [torch.empty(0, 9)] * 3
+    assert precondition.blocks(alike) == [[0, 1], [2, 3], [4]]
+    assert precondition.blocks(large) == [[0], [1]]
+    assert precondition.blocks(empty) == [[0, 1, 2]]
+    assert precondition.blocks([*large, alike[0], large[0]]) == [[0], [1], [3], [2]]
+    assert not precondition.stacks(alike[0])

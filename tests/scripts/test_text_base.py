@@ -13,7 +13,7 @@ from tests.models_for_tests import CHATML, save_small_text
 from vlmoe.data_prep import jsonl
 from vlmoe.errors import UserError
 
-BASES = {"llama": None, "glm4": None, "qwen3": CHATML}
+BASES = {"llama": None, "glm": None, "qwen3": CHATML}  # glm: the class of GLM-4-9B
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ from vlmoe.study.source import read_study
 from vlmoe.train.settings.config import to_yaml
 
 ROOT = Path(__file__).parents[2]
-PRESETS = [name for name in names(STUDIES) if name.startswith("paper-")]
+PRESETS = [name for name in names(STUDIES) if name.startswith(("paper-", "goat-"))]
+BASES = {"llava-hf/llava-1.5-7b-hf", "meta-llama/Llama-3.2-3B", "zai-org/glm-4-9b-hf",
+         "meta-llama/Llama-2-7b-hf"}  # fmt: skip
 OWN = [name for name in names(STUDIES) if name not in PRESETS]
 
 
@@ -114,8 +116,8 @@ def test_a_file_is_read_and_its_faults_are_listed_together(tmp_path):
 
 def test_what_a_condition_sets_is_not_changed_from_outside():
     with pytest.raises(UserError, match=r"experts cannot be set from outside: .* has its own"):
-        read_study("paper-table5", {"experts": 4})
-    assert read_study("paper-table5", {"dropout": 0.5}).settings["dropout"] == 0.5
+        read_study("paper-table5-llava", {"experts": 4})
+    assert read_study("paper-table5-llava", {"dropout": 0.5}).settings["dropout"] == 0.5
 
 
 def test_the_example_in_the_docs_is_sound(tmp_path):
@@ -154,18 +156,28 @@ def test_an_empty_key_is_none(tmp_path):
     assert read_study(str(tmp_path / "study.yaml")).note == ""
 
 
+def test_a_shared_rate_may_be_a_conditions_own():
+    rates = {"easy": 0.1, "hard": {"sgd": 0.01}}
+    made = study(conditions={"easy": {}, "hard": {}}, shared_lr=rates)
+    found = {name: made.shared(name)["rsgd"][0].lr for name in made.conditions}
+    assert found == {"easy": 0.1, "hard": 0.01}
+    with pytest.raises(UserError, match="shared_lr has nothing"):
+        study(conditions={"easy": {}, "hard": {}}, shared_lr={"easy": 0.1})
+
+
 def test_no_conditions_are_one():
     assert list(study(conditions={}).conditions) == list(study().conditions)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_sound_and_about_llava(name, tmp_path):
+def test_presets_are_sound(name, tmp_path):
     made = read_study(name, {"max_steps": 10})
     for condition in made.conditions:
         assert set(made.paper.get("accuracy", {}).get(condition, {})) <= set(made.contenders)
         for cells in made.shared(condition).values():
             config = made.config(cells[0], tmp_path)
-            assert config.model == "llava-hf/llava-1.5-7b-hf"
+            assert config.model in BASES
+            assert ("llava" in config.model) == (name.endswith("-llava") or name == "paper-table3")
             assert config.max_steps == 10
             assert to_yaml(config)
     assert set(made.paper.get("accuracy", {})) <= set(made.conditions)
@@ -173,9 +185,10 @@ def test_presets_are_sound_and_about_llava(name, tmp_path):
 
 
 def test_the_papers_table_is_there():
-    assert {"paper-table3", "paper-table5", "paper-table9", "paper-figure3", "paper-mola"} <= set(
-        PRESETS
-    )
+    llava = {"table3", "table4-llava", "table5-llava", "table8-llava", "table9-llava",
+             "figure3-llava"}  # fmt: skip
+    text = {"table1", "table2", "table4", "table5", "table6", "table7", "figure2"}
+    assert {f"paper-{name}" for name in llava | text} <= set(PRESETS)
 
 
 @pytest.mark.parametrize("name", OWN)

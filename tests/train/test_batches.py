@@ -6,14 +6,25 @@ import random
 from collections import Counter
 from fractions import Fraction
 from itertools import chain, groupby, islice, pairwise
+from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from vlmoe.choices import ALL
 from vlmoe.data.example import Example
-from vlmoe.data.mix import shares
-from vlmoe.train.batches import MixedOrder, StepOrder, ahead, grouped, make_order, runs, split
+from vlmoe.data.mix import Mixture, shares
+from vlmoe.train.batches import (
+    MixedOrder,
+    StepOrder,
+    ahead,
+    grouped,
+    make_order,
+    pieces,
+    runs,
+    split,
+)
 
 
 def test_every_epoch_sees_every_question_once():
@@ -27,6 +38,20 @@ def test_every_epoch_sees_every_question_once():
 def test_order_follows_from_the_seed():
     assert StepOrder(50, 8, 1).step(9) == StepOrder(50, 8, 1).step(9)
     assert StepOrder(50, 8, 1).step(0) != StepOrder(50, 8, 2).step(0)
+
+
+def test_the_order_is_that_of_earlier_versions():
+    """A run of theirs goes on with the questions it would have had."""
+    single = StepOrder(7, 3, 5)
+    assert [single.step(step) for step in range(5)] == [
+        [4, 3, 6],
+        [1, 5, 2],
+        [0, 3, 1],
+        [5, 6, 2],
+        [0, 4, 1],
+    ]
+    mixed = MixedOrder([4, 6], [Fraction(1, 3), Fraction(2, 3)], 3, 5)
+    assert [mixed.step(step) for step in range(4)] == [[5, 3, 8], [9, 2, 6], [4, 7, 0], [1, 5, 7]]
 
 
 def test_split_is_even_and_complete():
@@ -224,3 +249,55 @@ def test_one_question_per_image_is_the_order_without_pictures():
     assert make_order(examples, "proportional", 4, 1, 1).keys is None
     assert make_order(examples, "proportional", 4, 1, ALL).together is None
     assert make_order(examples, "proportional", 4, 1, 3).together == 3
+
+
+def test_pictures_and_several_datasets_reach_the_order():
+    pictures = [Image.new("RGB", (2, 2)) for _ in range(4)]
+    examples = [Example(str(at), pictures[at % 4], "Which?", ("a", "b"), 0) for at in range(12)]
+    order = make_order(examples, "proportional", 3, 1, ALL)
+    assert isinstance(order, StepOrder)
+    assert all(len({at % 4 for at in order.step(step)}) == 1 for step in range(4))
+
+    class Part(list):
+        image_keys: ClassVar[list] = [None] * 6
+
+    both = Mixture({"a": Part(range(6)), "b": Part(range(6))})
+    assert isinstance(mixed := make_order(both, "0.25,0.75", 4, 1), MixedOrder)
+    assert sum(at < 6 for at in mixed.step(0)) == 1
+    assert mixed.keys is None
+    assert make_order(both, "0.25,0.75", 4, 1, ALL).keys == [None] * 12
+    assert isinstance(make_order(Mixture({"a": Part(range(6))}), "equal", 4, 1), StepOrder)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pieces_are_the_steps_of_the_order_shared_among_processes(workers):
+    examples = [Example(str(at), None, "Which?", ("a", "b"), 0) for at in range(24)]
+
+    class Task:
+        @staticmethod
+        def training(some):
+            return {"ids": [one.id for one in some]}
+
+    order = StepOrder(24, 8, 1)
+    shared = [
+        [
+            part["ids"]
+            for part in pieces(
+                examples,
+                Task,
+                order,
+                range(1, 3),
+                grad_accum=2,
+                rank=rank,
+                world=2,
+                workers=workers,
+            )
+        ]
+        for rank in range(2)
+    ]
+    for at, step in enumerate((1, 2)):
+        cut = [[str(index) for index in piece] for piece in split(order.step(step), 4)]
+        for rank in range(2):
+            assert shared[rank][2 * at : 2 * at + 2] == cut[rank::2]
+    alone = pieces(examples, Task, order, range(1), grad_accum=1, workers=workers)
+    assert [part["ids"] for part in alone] == [[str(index) for index in order.step(0)]]

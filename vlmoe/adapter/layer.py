@@ -23,6 +23,11 @@ NO_MERGE = (
     "it off with unload()"
 )
 
+HELD_ELSEWHERE = (
+    'init="goat" keeps a residual in place of the base weight, and here the weight is kept by '
+    "something else, as by FSDP of version 1: take DDP, or another init"
+)
+
 DENSE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 RoutingListener = Callable[[str, Tensor, Tensor], None]
@@ -159,6 +164,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         """Adapt ``x`` (..., in) to (..., out); the dtype is that of the base layer's output."""
         # Not every loader goes through `load_state_dict`: that of transformers does not.
         if self._taken_out and not torch.compiler.is_compiling() and self._is_stale():
+            if not self._writable and not self.base_layer.weight.is_meta:
+                raise UserError(HELD_ELSEWHERE)
             self._place_residual(anew=True)
         y = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:

@@ -158,6 +158,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from vlmoe.models.load import load_base, resolve_device, resolve_dtype
     from vlmoe.tasks.kinds import task_of
     from vlmoe.tasks.score import check_sound, score
+    from vlmoe.tasks.submission import write_submission
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
     folders = {label: find_adapter(given) for label, given in adapters.items()}
@@ -212,6 +213,9 @@ def evaluate(args: argparse.Namespace) -> None:
         beside = {BASE: columns[BASE]} if label != BASE and BASE in columns else {}
         for place in places[label]:
             write_report(place, scored, numbers and numbers | beside)
+            handed_in = not args.limit and write_submission(place, described, args.split, scored)
+            if handed_in:
+                print(handed_in)
 
     if columns:
         print(task.table(columns))

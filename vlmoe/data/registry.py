@@ -30,7 +30,16 @@ class Source:
 
 
 DATASETS: dict[str, Source] = {
+    "arc": Source("--source allenai/ai2_arc"),
+    "boolq": Source("--source google/boolq"),
+    "commonsenseqa": Source("--source tau/commonsense_qa"),
+    "hellaswag": Source("--source Rowan/hellaswag"),
+    "openbookqa": Source("--source allenai/openbookqa"),
+    "piqa": Source("--source RAW_DIR"),
     "scienceqa": Source("--source derek-thomas/ScienceQA"),
+    "siqa": Source("--source lighteval/siqa"),
+    "winogrande": Source("--source allenai/winogrande"),
+    "told": Source(automatic=True),
     "shapes": Source(automatic=True),
     "visual7w": Source("--source RAW_DIR"),
     "vmcbench": Source("--source suyc21/VMCBench"),

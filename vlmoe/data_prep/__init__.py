@@ -16,6 +16,7 @@ READERS = {
     "glue": "the nine tasks of GLUE, from the hub or the official files",
     "jsonl": "your own questions: JSON lines, LLaVA-style conversations",
     "shapes": "rendered scenes, which need no source at all",
+    "told": "scenes told in words, which need no source either",
     "check": "looks a prepared dataset over",
 }
 """What ``vlmoe prepare NAME`` and ``data_prep/NAME.py`` run, and a line about it: the module of

@@ -43,17 +43,13 @@ def maps(experts: Experts, drawn: Mapping[str, bytes]) -> str:
 def patches(experts: Experts, path: str | None) -> str:
     """The picture with each patch in the colour of its leading expert in a layer."""
     layer = _layer(experts, path)
-    if not experts.picture:
-        return markup.note("The last question had no picture.")
     if experts.patches is None:
-        return markup.note(
-            "To this base a picture is no single grid of patches, so there is no map of it."
-        )
+        return markup.note("The last question had no picture.")
     if layer is None:
         return markup.note("The adapter has no layers in the vision tower.")
     leading = experts.leading(layer)
-    seen, *grid = experts.patches
-    drawn = drawing.patches_png(seen, leading, (grid[0], grid[1]))
+    seen, rows, columns, _ = experts.patches
+    drawn = drawing.patches_png(seen, leading, (rows, columns))
     what = f"the picture's {len(leading)} patches, each in the colour of its leading expert"
     legend = markup.legend(leading, "patches")
     link = markup.download(drawn, "patches.png", "image/png", "Save as PNG")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
-from vlmoe.models.family import added_tokens
+from vlmoe.models.family import Reader, added_tokens
+
+R = TypeVar("R", bound=Reader)
 
 # What templates read from outside: no thinking before an answer, and the same prompt every day.
 PINNED: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
@@ -105,7 +108,28 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         if file is not None:
             kept = json.loads(Path(file).read_text(encoding="utf-8"))
             tokenizer.chat_template = kept["chat_template"]
+    if not tokenizer.chat_template:
+        warnings.warn(
+            f"{source} has no chat template: its conversations are plain text, each answer behind "
+            "'Answer:'; if it was tuned on conversations, take a checkpoint that has its template",
+            stacklevel=2,
+        )
     return tokenizer
+
+
+def checked(reader: R) -> R:
+    """The reader, once a conversation of it begins as it should.
+
+    Raises:
+        UserError: template and tokenizer both write what a sequence begins with.
+    """
+    begin = reader.tokenizer.bos_token_id
+    if begin is not None and reader.render([Turn("Which?")])[:2] == [begin, begin]:
+        raise UserError(
+            f"this model's conversations begin with {reader.tokenizer.bos_token} twice: its "
+            "tokenizer's settings and its chat template do not belong together"
+        )
+    return reader
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, source: str) -> frozenset[int]:

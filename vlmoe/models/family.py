@@ -65,16 +65,40 @@ class Size(NamedTuple):
 
 
 class Patches(NamedTuple):
-    """What the vision tower made of a picture's pixels.
+    """Where a vision tower's tokens lie on a picture.
 
     Attributes:
-        seen: the picture as the tower got it.
-        rows, columns: of patches, which are the last tokens of each of its layers, row by row.
+        seen: the picture as the tower got it; of one in tiles, the whole of it made small.
+        rows, columns: of patches on it.
+        tokens: of each patch, row by row, which of the tokens in every layer of the tower is its.
     """
 
     seen: Image.Image
     rows: int
     columns: int
+    tokens: Sequence[int]
+
+
+def square_patches(pixels: Tensor, processor: Any, patch: int, first: int) -> Patches:
+    """Of a square that a tower got whole.
+
+    Args:
+        pixels: (3, side, side), as the processor made them.
+        processor: its mean and deviation are taken out.
+        patch: pixels of a patch's side.
+        first: the token of the first patch; the others follow.
+    """
+    side = pixels.shape[-1] // patch
+    return Patches(picture_of(pixels, processor), side, side, range(first, first + side * side))
+
+
+def picture_of(pixels: Tensor, processor: Any) -> Image.Image:
+    """A processor's ``pixels`` (3, height, width) as a picture again."""
+    mean, std = (
+        torch.tensor(parts)[:, None, None] for parts in (processor.image_mean, processor.image_std)
+    )
+    colours = (pixels.cpu().float() * std + mean).clamp(0, 1) * 255
+    return Image.fromarray(colours.round().byte().permute(1, 2, 0).numpy(), "RGB")
 
 
 class Reader(Protocol):
@@ -130,7 +154,7 @@ class Reader(Protocol):
         """
 
     def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
-        """Where the vision tower's tokens lie in the one picture of a batch; None without one."""
+        """Where the vision tower's tokens lie on the one picture of a batch; None without one."""
 
 
 class Family(Protocol):

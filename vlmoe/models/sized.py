@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrain
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import EXACT, causal_inputs, check_logits, sharing_fault
-from vlmoe.models.chat import Shown, chat_ids, ends_of, load_tokenizer
+from vlmoe.models.chat import Shown, chat_ids, checked, ends_of, load_tokenizer
 from vlmoe.models.family import Patches, Size
 from vlmoe.models.faults import reading
 
@@ -76,6 +76,10 @@ class SizedReader:
         """What the model takes of these pictures, each once."""
         raise NotImplementedError
 
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """See ``Reader.patches``."""
+        raise NotImplementedError
+
     @property
     def largest(self) -> Sequence[Size]:
         """Sizes of pictures, one of which takes as many tokens as any can."""
@@ -125,10 +129,6 @@ class SizedReader:
             fitted.append(picture if same else picture.resize(size[::-1], self.processor.resample))
         parts = [self.runs(Size(one.height, one.width)).parts for one in fitted]
         return {**self.encoded(fitted), "picture_parts": torch.tensor(parts)}
-
-    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
-        """None: the tower's tokens are of several tiles, or in no order of rows."""
-        return None
 
     def positions(self, ids: Sequence[int], sizes: Sequence[Size]) -> Tensor | None:
         """None: each token's is the number of those before it."""
@@ -242,7 +242,7 @@ class SizedFamily:
                 "the tokenizer: tokenizer and model do not belong together"
             )
         reader.render([Turn(f"{PICTURE}Which?")], [Size(100, 100)])  # a template may show none
-        return reader
+        return checked(reader)
 
     def features(self, base: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """The rows (n, width) that stand for the tokens of all pictures, one after the other."""

@@ -41,12 +41,15 @@ class Inverses(NamedTuple):
         retried: integer tensor of no dimension per device: how many matrices needed more
             damping than was asked for.
         failed: boolean tensor of no dimension per device: whether a matrix could not be
-            factored at any damping tried. Its inverse is zero, so nothing is made of it.
+            factored at any damping tried.
+        unusable: for each factor (...), whether that is so of each of its matrices. Their
+            inverses are zero; what momentum and decay would still move is the caller's to leave.
     """
 
     inverses: list[Tensor]
     retried: dict[torch.device, Tensor]
     failed: dict[torch.device, Tensor]
+    unusable: list[Tensor]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -84,20 +87,51 @@ def damped_inverse(
         mean_N = gram_Nrr.diagonal(dim1=-2, dim2=-1).mean(-1)
         damping_N = damping * (mean_N + TRACE_FLOOR)
 
-    factor_Nrr, failed_N = _cholesky(gram_Nrr, damping_N, eye_rr)
-    retried_N = failed_N
-    # The CPU knows at once whether anything failed. Asking an accelerator would make the
-    # host wait for it, which costs more than to factor these small matrices again.
-    for _ in range(MAX_RETRIES if gram_Nrr.device.type != "cpu" or failed_N.any() else 0):
-        damping_N = 10 * damping_N
-        again_Nrr, failed_again_N = _cholesky(gram_Nrr, damping_N, eye_rr)
-        factor_Nrr = torch.where(failed_N[:, None, None], again_Nrr, factor_Nrr)
-        failed_N = failed_N & failed_again_N
+    if asynchronous(gram_Nrr.device):
+        factor_Nrr, retried_N, failed_N = _first_sound(gram_Nrr, damping_N, eye_rr)
+    else:  # the CPU knows at once whether anything failed
+        factor_Nrr, failed_N = _cholesky(gram_Nrr, damping_N, eye_rr)
+        retried_N = failed_N
+        for _ in range(MAX_RETRIES if failed_N.any() else 0):
+            damping_N = 10 * damping_N
+            again_Nrr, failed_again_N = _cholesky(gram_Nrr, damping_N, eye_rr)
+            factor_Nrr = torch.where(failed_N[:, None, None], again_Nrr, factor_Nrr)
+            failed_N = failed_N & failed_again_N
 
     # L^-T L^-1. The triangular solve is batched on every device, cholesky_solve is not.
     root_Nrr = torch.linalg.solve_triangular(factor_Nrr, eye_rr.expand_as(gram_Nrr), upper=False)
     inverse_Nrr = (root_Nrr.mT @ root_Nrr).masked_fill(failed_N[:, None, None], 0)
     return inverse_Nrr, retried_N, failed_N
+
+
+def _first_sound(
+    gram_Nrr: Tensor, damping_N: Tensor, eye_rr: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every damping there is, at once; of each matrix the factor of the first that will do.
+
+    Asking an accelerator whether a retry is needed would make the host wait, and one retry after
+    the other is as many launches each: the small matrices of all tries are one batch.
+
+    Returns:
+        The factors, whether it was not the first try, and whether it was none.
+    """
+    tries = MAX_RETRIES + 1
+    dampings = [damping_N]
+    while len(dampings) < tries:
+        dampings.append(10 * dampings[-1])
+    length = max(1, STACKED_NUMEL // (tries * max(1, eye_rr.numel())))
+    found = []
+    for gram, damping in zip(
+        gram_Nrr.split(length), torch.stack(dampings).split(length, 1), strict=True
+    ):
+        factor, failed = _cholesky(gram.repeat(tries, 1, 1), damping.flatten(), eye_rr)
+        failed = failed.unflatten(0, (tries, -1))
+        first = failed.byte().argmin(0)  # the first of equals; 0 where all have failed
+        chosen = first[None, :, None, None].expand(-1, -1, *eye_rr.shape)
+        factor = factor.unflatten(0, (tries, -1)).gather(0, chosen)[0]
+        found.append((factor, failed[0], failed.all(0)))
+    factor_Nrr, retried_N, failed_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return factor_Nrr, retried_N, failed_N
 
 
 def _cholesky(gram_Nrr: Tensor, damping_N: Tensor, eye_rr: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +163,7 @@ def inverse_grams(
         for i, gram in zip(block, _grams([factors[i] for i in block]), strict=True):
             grams[i] = gram
 
-    inverses = list(grams)
+    inverses, unusable = list(grams), list(grams)
     retried: dict[torch.device, Tensor] = {}
     failed: dict[torch.device, Tensor] = {}
     for alike in _positions((gram.shape[-1], gram.dtype, gram.device) for gram in grams):
@@ -139,11 +173,14 @@ def inverse_grams(
             torch.cat([gram.reshape(-1, rank, rank) for gram in batch]), damping, mode
         )
         sizes = [gram.numel() // rank**2 for gram in batch]
-        for i, inverse in zip(alike, inverse_Nrr.split(sizes), strict=True):
+        for i, inverse, failed_n in zip(
+            alike, inverse_Nrr.split(sizes), failed_N.split(sizes), strict=True
+        ):
             inverses[i] = inverse.view_as(grams[i])
+            unusable[i] = failed_n.view(grams[i].shape[:-2])
         retried[device] = retried.get(device, 0) + retried_N.sum()
         failed[device] = failed.get(device, False) | failed_N.any()
-    return Inverses(inverses, retried, failed)
+    return Inverses(inverses, retried, failed, unusable)
 
 
 @torch.no_grad()
@@ -191,6 +228,11 @@ def _grams(factors: Sequence[Tensor]) -> list[Tensor]:
         return list(stack @ stack.mT)
     promoted = [factor.to(dtype) for factor in factors]
     return [factor @ factor.mT for factor in promoted]
+
+
+def asynchronous(device: torch.device) -> bool:
+    """Whether the host would have to wait for the device to know a value."""
+    return device.type != "cpu"
 
 
 def stacks(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from vlmoe.optim.options import option_faults
 from vlmoe.optim.precision import full_precision
 from vlmoe.optim.precondition import (
     FactorisationError,
+    Inverses,
     add_products_,
+    asynchronous,
     blocks,
     compute_dtype,
     inverse_grams,
@@ -108,7 +111,7 @@ class RiemannianOptimizer(Optimizer):
         """Wait for the device and raise ``FactorisationError`` if a factorisation has failed.
 
         On an accelerator ``step`` does not look, so as not to wait. It leaves experts without
-        a preconditioner as they are (their preconditioned gradient is zero).
+        a preconditioner as they are, and their momentum and moments too.
         """
         failed = any(bool(flag) for flag in self._failed.values())
         self._failed = {}
@@ -142,13 +145,13 @@ class RiemannianOptimizer(Optimizer):
             # All inverses before any update: each side is preconditioned with the other as it
             # was before the step, and a failure leaves the parameters whole.
             gathered = [self._gather(group) for group in self.param_groups]
-            if self._failed.get(torch.device("cpu"), False):
+            if any(bool(f) for device, f in self._failed.items() if not asynchronous(device)):
                 self.raise_if_failed()
-            for group, (params, inverses) in zip(self.param_groups, gathered, strict=True):
-                self._update_group(group, params, inverses)
+            for group, (params, found) in zip(self.param_groups, gathered, strict=True):
+                self._update_group(group, params, found)
         return loss
 
-    def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], Inverses | None]:
         """The group's parameters with gradients; for pairs also the inverse for each."""
         params = group["params"]
         if not group["paired"]:
@@ -171,10 +174,10 @@ class RiemannianOptimizer(Optimizer):
             self._retried[device] = self._retried.get(device, 0) + count
         for device, flag in found.failed.items():
             self._failed[device] = self._failed.get(device, False) | flag
-        return [param for param, _ in with_partner], found.inverses
+        return [param for param, _ in with_partner], found
 
     def _update_group(
-        self, group: dict[str, Any], params: list[Tensor], inverses: list[Tensor] | None
+        self, group: dict[str, Any], params: list[Tensor], found: Inverses | None
     ) -> None:
         for block in blocks([_local(param) for param in params]):
             chosen = [params[i] for i in block]
@@ -183,14 +186,46 @@ class RiemannianOptimizer(Optimizer):
             dtype = compute_dtype(values[0].dtype)
             worked_on = [value.to(dtype) for value in values]
             grads = [_local(param.grad).to(dtype) for param in chosen if param.grad is not None]
-            if inverses is None:
+            if found is None:
                 self._update(group, chosen, worked_on, grads)
             else:
-                matrices = [inverses[i] for i in block]
-                self._update_preconditioned(group, chosen, worked_on, matrices, grads)
+                matrices = [found.inverses[i] for i in block]
+                update = partial(
+                    self._update_preconditioned, group, chosen, worked_on, matrices, grads
+                )
+                if asynchronous(values[0].device):
+                    unusable = [found.unusable[i] for i in block]
+                    self._update_usable(group, chosen, worked_on, unusable, update)
+                else:  # the step would have ended
+                    update()
             for value, result in zip(values, worked_on, strict=True):
                 if result is not value:
                     value.copy_(result)
+
+    def _update_usable(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        values: list[Tensor],
+        unusable: list[Tensor],
+        update: Callable[[], None],
+    ) -> None:
+        """The update where there is a preconditioner; the other experts and moments as before.
+
+        A gradient of zero would not do: momentum goes on, moments shrink, decay decays. And what
+        is not finite, times a preconditioner of zero, is not zero.
+        """
+        kept = [values, *(self._moments(params, name) for name in self._moment_names(group))]
+        before = [torch.stack(tensors) for tensors in kept]
+        update()
+        mask = torch.stack(unusable)[..., None, None]
+        for tensors, old in zip(kept, before, strict=True):
+            new = torch.where(mask, old, torch.stack(tensors))
+            torch._foreach_copy_(tensors, list(new.unbind()))
+
+    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The entries of a parameter's state that are of its shape."""
+        raise NotImplementedError
 
     def _update(
         self,
@@ -286,6 +321,9 @@ class RiemannianSGD(RiemannianOptimizer):
             },
         )
 
+    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
     def _update(
         self,
         group: dict[str, Any],
@@ -294,8 +332,8 @@ class RiemannianSGD(RiemannianOptimizer):
         grads: list[Tensor],
     ) -> None:
         # A buffer of zeros gives the first step torch's start, the gradient itself.
-        moving = bool(group["momentum"])
-        buffers = self._moments(params, "momentum_buffer") if moving else [None] * len(params)
+        names = self._moment_names(group)
+        buffers = self._moments(params, *names) if names else [None] * len(params)
         sgd(
             values,
             grads,
@@ -377,6 +415,9 @@ class RiemannianAdamW(RiemannianOptimizer):
             },
         )
 
+    def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return "exp_avg", "exp_avg_sq"
+
     def _update(
         self,
         group: dict[str, Any],
@@ -392,11 +433,12 @@ class RiemannianAdamW(RiemannianOptimizer):
             torch._foreach_add_(steps, 1)
             # After infinitely many steps 1 - beta^t is 1: nothing left to correct.
             steps = [torch.tensor(float("inf")) for _ in params]
+        first, second = (self._moments(params, name) for name in self._moment_names(group))
         adamw(
             values,
             grads,
-            self._moments(params, "exp_avg"),
-            self._moments(params, "exp_avg_sq"),
+            first,
+            second,
             [],
             steps,
             lr=group["lr"],

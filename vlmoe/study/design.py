@@ -10,7 +10,8 @@ conditions   name -> settings: where, such as another dataset or number of exper
 seeds        of the runs that are reported
 lr           learning rates to try: a list, or a list for each family (such as sgd) or contender
 tune_seeds   seeds of the runs that choose among them, on validation (default: the first of `seeds`)
-shared_lr    the rate at which all are compared untuned: a number, or one for each family
+shared_lr    the rate at which all are compared untuned: a number, or one for each family; or such
+             a value for each condition
 paper        setting, and accuracy: condition -> contender -> the paper's figure
 """
 
@@ -112,7 +113,7 @@ class Study:
         """
         rows = {}
         for name in self.contenders:
-            rate = self._of(name, self.shared_lr)
+            rate = self._of(name, self._in(condition, self.shared_lr))
             if rate is not None:
                 rows[name] = self.at(condition, name, float(rate))
                 for what, power, _ in self.controls(condition, name):
@@ -186,6 +187,11 @@ class Study:
     def _merged(self, condition: str, contender: str) -> dict[str, Any]:
         return {**self.settings, **self.conditions[condition], **self.contenders[contender]}
 
+    def _in(self, condition: str, value: Any) -> Any:
+        """What a value says of a condition, where it is a mapping of values by condition."""
+        by_condition = isinstance(value, Mapping) and set(value) <= set(self.conditions)
+        return value.get(condition) if by_condition else value
+
     def _of(self, contender: str, value: Any) -> Any:
         """What a value, or a mapping of values by contender or family, says of a contender."""
         if not isinstance(value, Mapping):
@@ -237,10 +243,14 @@ def _faults(study: Study) -> Iterator[str]:
     dtypes = {config.dtype for config in study._configs()}
     if "fp16" in dtypes and len(dtypes) > 1:
         yield "fp16 is for all runs of a study or for none: accelerate takes one way for a process"
+    asked = [("lr", study.lr)] if study.lr is not None else []
+    if study.shared_lr is not None:
+        shared = [study._in(condition, study.shared_lr) for condition in study.conditions]
+        asked += [
+            ("shared_lr", value) for at, value in enumerate(shared) if value not in shared[:at]
+        ]
     for contender in study.contenders:
-        for what, value in (("lr", study.lr), ("shared_lr", study.shared_lr)):
-            if value is None:
-                continue
+        for what, value in asked:
             found = study._of(contender, value)
             if found is None:
                 yield f"{what} has nothing for {contender} (family {study.family(contender)})"

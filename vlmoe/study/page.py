@@ -126,6 +126,9 @@ def _base(findings: Findings, condition: str) -> str:
 def _rows(findings: Findings, condition: str, rows: dict[str, Row]) -> str:
     paper = findings.study.paper.get("accuracy", {}).get(condition, {})
     heads = ["", "learning rate", "validation", "accuracy", "each seed"]
+    done = [run for row in rows.values() for run in row.runs if run.done]
+    own = list(dict.fromkeys(name for run in done for name in run.task_metrics))
+    heads += [f"{name}, mean of seeds" for name in own]
     if paper:
         heads.append(f"the paper's ({findings.study.paper.get('setting', 'its own setting')})")
     lines = []
@@ -137,10 +140,18 @@ def _rows(findings: Findings, condition: str, rows: dict[str, Row]) -> str:
             else row.lacking
         )
         cells = [name, f"{row.lr:.3g}", _percent(row.validation), accuracy, seeds]
+        cells += [_of_task(row, metric) for metric in own]
         if paper:
             cells.append(str(paper.get(name, "")))
         lines.append(cells)
     return markdown_table([heads, *lines])
+
+
+def _of_task(row: Row, metric: str) -> str:
+    """The mean over the seeds of one of the task's metrics; nothing where a run has none."""
+    values = [run.task_metrics.get(metric) for run in row.runs if run.done]
+    known = [value for value in values if value is not None]
+    return f"{100 * fmean(known):.1f}" if known and len(known) == len(row.runs) else ""
 
 
 def _differences(findings: Findings, condition: str, rows: dict[str, Row]) -> str:

@@ -80,10 +80,21 @@ class Result:
         return self.metrics["accuracy"]
 
     @property
+    def task_metrics(self) -> dict[str, float | None]:
+        """The task's own metrics on the test split, but for accuracy; none if it is not done."""
+        own = self.metrics.get("task_metrics", {})
+        return {name: one["value"] for name, one in own.items() if name != "accuracy"}
+
+    @property
     def validation(self) -> float | None:
-        """Accuracy in the last validation, after the last step unless a picture failed."""
-        found = [row["validation_accuracy"] for row in self.log if "validation_accuracy" in row]
-        return found[-1] if found else None
+        """Score in the last validation, after the last step unless a picture failed.
+
+        Of a task with metrics of its own it is their mean, else accuracy.
+        """
+        rows = [row for row in self.log if "validation_accuracy" in row]
+        if not rows:
+            return None
+        return rows[-1].get("validation_score", rows[-1]["validation_accuracy"])
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of what the log calls ``name``."""

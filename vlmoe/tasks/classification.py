@@ -69,16 +69,18 @@ class Classification(MultipleChoice):
         """Accuracy as ``metrics.metrics`` has it, and the task's own.
 
         Returns:
-            ``task_metrics`` holds each of the task's by name (``label_metrics.figure``), and
-            ``paper_metrics`` what arXiv 2502.15828 reports under that name.
+            ``task_metrics`` holds each of the task's by name (``label_metrics.figure``), ``score``
+            their mean, as GLUE has it (what is not defined is 0), and ``paper_metrics`` what arXiv
+            2502.15828 reports under that name.
         """
         labelled = [item for item in scored if item.correct is not None]
+        own = {name: figure(name, *self.sides(labelled)) for name in self.described.metrics}
+        values = [one["value"] or 0.0 for one in own.values()]
         return {
             **metrics(scored, groups),
             "task": self.described.name,
-            "task_metrics": {
-                name: figure(name, *self.sides(labelled)) for name in self.described.metrics
-            },
+            "task_metrics": own,
+            **({"score": sum(values) / len(values)} if values else {}),
             "paper_metrics": self._published(labelled),
         }
 
@@ -120,6 +122,8 @@ class Classification(MultipleChoice):
             for name, one in numbers["task_metrics"].items()
             if name != "accuracy" and one["value"] is not None
         }
+        if "score" in numbers:
+            own["validation_score"] = numbers["score"]
         return {**super().validation(numbers), **own}
 
     def table(self, models: Mapping[str, dict[str, Any]]) -> str:

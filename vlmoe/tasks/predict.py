@@ -75,12 +75,11 @@ class Experts:
 
     Attributes:
         layers: every token's gates in every adapted layer, in the model's order. The vision
-            tower's tokens are the class token and then the patches, row by row.
+            tower's tokens are in its own order, which ``patches`` knows.
         table: the same as shares of each layer's experts.
         tokens: the language tower's tokens as text.
         picture: which of them are the picture's; empty without one.
-        patches: of the picture, as the vision tower got it; None without one, or where its tokens
-            have no place on it.
+        patches: of the picture, as the vision tower got it; None without one.
     """
 
     layers: list[TokenRouting]
@@ -92,7 +91,8 @@ class Experts:
     def leading(self, layer: TokenRouting) -> list[int]:
         """The leading expert of each patch in a layer of the vision tower, row by row."""
         assert self.patches is not None
-        return layer.leading[-self.patches.rows * self.patches.columns :]
+        leading = layer.leading
+        return [leading[token] for token in self.patches.tokens]
 
 
 class Predictor:

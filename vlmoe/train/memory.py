@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from vlmoe.errors import UserError
 from vlmoe.models.random import ANSWER_TOKENS, random_batch
@@ -101,8 +102,8 @@ def base_bytes(model: nn.Module, quantize: str, unquantized: Sequence[str]) -> i
     total = bytes_of(model.buffers())
     small: set[int] = set()
     for path, module in model.named_modules():
-        kept = any(name in path for name in unquantized)
-        if isinstance(module, nn.Linear) and quantize != "none" and not kept:
+        smaller = quantize != "none" and should_convert_module(path, list(unquantized))
+        if isinstance(module, nn.Linear) and smaller:
             count = module.weight.numel()
             small.add(id(module.weight))
             if quantize == "4bit":

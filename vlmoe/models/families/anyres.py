@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from transformers.image_processing_utils import select_best_resolution
 
 from vlmoe.errors import UserError
-from vlmoe.models.family import Family, Size
+from vlmoe.models.family import Family, Patches, Size, square_patches
 from vlmoe.models.sized import Runs, SizedFamily, SizedReader
 
 _CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -43,6 +43,15 @@ class AnyresReader(SizedReader):
         """``pixel_values`` (pictures, most tiles, 3, side, side), ``image_sizes`` (pictures, 2)."""
         made = self.processor(images=list(pictures), return_tensors="pt")
         return {name: made[name] for name in ("pixel_values", "image_sizes")}
+
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """Those of the whole picture, which comes before its tiles."""
+        if "pixel_values" not in batch:
+            return None
+        vision = self.config.vision_config
+        first = _CLASS_TOKENS[vision.model_type]
+        whole = batch["pixel_values"][0][0]
+        return square_patches(whole, self.processor, vision.patch_size, first)
 
     @property
     def largest(self) -> Sequence[Size]:

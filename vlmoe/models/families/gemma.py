@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from vlmoe.errors import UserError
 from vlmoe.models.causal import as_scores, dense_fault, sharing_fault, windows
-from vlmoe.models.family import Family, Patches, Size
+from vlmoe.models.family import Family, Patches, Size, square_patches
 from vlmoe.models.sized import Runs, SizedFamily, SizedReader
 
 
@@ -49,14 +49,8 @@ class GemmaReader(SizedReader):
         """A square of them."""
         if "pixel_values" not in batch:
             return None
-        mean, std = (
-            torch.tensor(parts)[:, None, None]
-            for parts in (self.processor.image_mean, self.processor.image_std)
-        )
-        colours = (batch["pixel_values"][0].cpu().float() * std + mean).clamp(0, 1) * 255
-        seen = Image.fromarray(colours.round().byte().permute(1, 2, 0).numpy(), "RGB")
-        side = self.config.vision_config.patch_size
-        return Patches(seen, seen.height // side, seen.width // side)
+        patch = self.config.vision_config.patch_size
+        return square_patches(batch["pixel_values"][0], self.processor, patch, 0)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(token))

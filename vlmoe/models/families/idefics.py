@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from vlmoe.errors import UserError
-from vlmoe.models.family import Family, Size
+from vlmoe.models.family import Family, Patches, Size, square_patches
 from vlmoe.models.sized import Runs, SizedFamily, SizedReader
 
 _FAKE, _WHOLE = "<fake_token_around_image>", "<global-img>"
@@ -43,6 +43,14 @@ class IdeficsReader(SizedReader):
         """``pixel_values`` (pictures, most tiles, 3, side, side), ``pixel_attention_mask``."""
         made = self.processor(images=[[picture] for picture in pictures], return_tensors="pt")
         return {name: made[name] for name in ("pixel_values", "pixel_attention_mask")}
+
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """Those of the whole picture, which comes behind its tiles."""
+        if "pixel_values" not in batch:
+            return None
+        tiles, patch = batch["pixel_values"][0], self.config.vision_config.patch_size
+        first = (len(tiles) - 1) * (tiles.shape[-1] // patch) ** 2
+        return square_patches(tiles[-1], self.processor, patch, first)
 
     @property
     def largest(self) -> Sequence[Size]:

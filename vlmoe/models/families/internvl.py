@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from vlmoe.data.turn import PICTURE
 from vlmoe.errors import UserError
-from vlmoe.models.family import Family, Size
+from vlmoe.models.family import Family, Patches, Size, square_patches
 from vlmoe.models.sized import Runs, SizedFamily, SizedReader
 
 _BEGIN, _END = "<img>", "</img>"
@@ -36,6 +36,14 @@ class InternReader(SizedReader):
         """``pixel_values`` (tiles of all pictures, 3, side, side)."""
         made = self.processor(images=list(pictures), return_tensors="pt")
         return {"pixel_values": made["pixel_values"]}
+
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """Those of the whole picture, which comes behind its tiles; each has a class token."""
+        if "pixel_values" not in batch:
+            return None
+        tiles, patch = batch["pixel_values"], self.config.vision_config.patch_size[0]
+        first = (len(tiles) - 1) * ((tiles.shape[-1] // patch) ** 2 + 1) + 1
+        return square_patches(tiles[-1], self.processor, patch, first)
 
     @property
     def largest(self) -> Sequence[Size]:

@@ -34,7 +34,8 @@ from vlmoe.data.fit import cropped, padded
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, sharing_fault
-from vlmoe.models.family import Family, Patches, Size, added_tokens
+from vlmoe.models.chat import checked, ends_of
+from vlmoe.models.family import Family, Patches, Size, added_tokens, square_patches
 from vlmoe.models.faults import reading
 from vlmoe.models.sized import EQUAL, as_rows, embedded
 
@@ -72,21 +73,18 @@ class LlavaReader:
         config: of the model.
         processor: of transformers; its numbers agree with the model's config.
         image_tokens: tokens one picture takes; never truncated.
+        ends: tokens that end an answer, ``</s>`` first of all.
     """
 
     config: PretrainedConfig
     processor: LlavaProcessor
     image_tokens: int
+    ends: frozenset[int]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The processor's."""
         return self.processor.tokenizer
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """``</s>``."""
-        return frozenset([self.tokenizer.eos_token_id])
 
     @property
     def image_token(self) -> int:
@@ -129,15 +127,9 @@ class LlavaReader:
         """A square of them."""
         if "pixel_values" not in batch:
             return None
-        pictures = self.processor.image_processor
-        mean, std = (
-            torch.tensor(parts)[:, None, None]
-            for parts in (pictures.image_mean, pictures.image_std)
-        )
-        colours = (batch["pixel_values"][0].cpu().float() * std + mean).clamp(0, 1) * 255
-        seen = Image.fromarray(colours.round().byte().permute(1, 2, 0).numpy(), "RGB")
-        side = self.processor.patch_size
-        return Patches(seen, seen.height // side, seen.width // side)
+        processor, patch = self.processor.image_processor, self.processor.patch_size
+        first = _tower(self.config).class_tokens
+        return square_patches(batch["pixel_values"][0], processor, patch, first)
 
 
 class LlavaFamily:
@@ -155,6 +147,7 @@ class LlavaFamily:
             tower, count = _tower(config), image_token_count(config)
         with reading(source, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source)
+            ends = ends_of(tokenizer, source)
         with reading(source, "picture processor"):
             processor = LlavaProcessor(
                 image_processor=tower.processor.from_pretrained(source),
@@ -165,7 +158,7 @@ class LlavaFamily:
                 image_token=PICTURE,
             )
             _check(processor, config, count)
-        return LlavaReader(config, processor, count)
+        return checked(LlavaReader(config, processor, count, ends))
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Embeddings with the pictures in their places, mask and positions."""

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlmoe.errors import UserError
 from vlmoe.models.causal import dense_fault
-from vlmoe.models.family import Family, Size
+from vlmoe.models.family import Family, Patches, Size, picture_of
 from vlmoe.models.sized import LONGEST, Runs, SizedFamily, SizedReader
 
 
@@ -53,6 +53,34 @@ class QwenReader(SizedReader):
             found.append(grid.T + start)
             start, at = start + max(rows, columns), at + rows * columns
         return torch.cat(found, 1)
+
+    def patches(self, batch: Mapping[str, Tensor]) -> Patches | None:
+        """All of them; they come in squares that are merged to a token, these in windows if any."""
+        if "pixel_values" not in batch:
+            return None
+        merge, side = self.processor.merge_size, self.processor.patch_size
+        _, height, width = batch["image_grid_thw"][0].tolist()
+        rows, columns = height // merge, width // merge
+        # Every number of a patch stands for one of its pixels, at each of its moments alike.
+        values = batch["pixel_values"].view(rows, columns, merge, merge, 3, -1, side, side)[
+            ..., 0, :, :
+        ]
+        pixels = values.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, height * side, width * side)
+        number = torch.empty(rows * columns, dtype=torch.long)
+        number[self._cells(rows, columns)] = torch.arange(rows * columns)
+        inside = torch.arange(merge * merge).view(merge, 1, merge)
+        tokens = number.view(rows, 1, columns, 1) * merge * merge + inside
+        return Patches(picture_of(pixels, self.processor), height, width, tokens.flatten().tolist())
+
+    def _cells(self, rows: int, columns: int) -> Tensor:
+        """The merged squares, numbered row by row, in the order in which the tower has them."""
+        cells = torch.arange(rows * columns).view(rows, columns)
+        window = getattr(self.config.vision_config, "window_size", None)
+        if window is None:
+            return cells.flatten()
+        side = window // (self.processor.patch_size * self.processor.merge_size)
+        windows = [part for band in cells.split(side) for part in band.split(side, 1)]
+        return torch.cat([part.flatten() for part in windows])
 
     @property
     def largest(self) -> Sequence[Size]:

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -19,7 +18,7 @@ from transformers import (
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import causal_inputs, check_logits, sharing_fault
-from vlmoe.models.chat import chat_ids, ends_of
+from vlmoe.models.chat import chat_ids, checked, ends_of, load_tokenizer
 from vlmoe.models.family import Family, Patches, Size
 from vlmoe.models.faults import reading
 from vlmoe.models.sized import EQUAL
@@ -78,8 +77,8 @@ class TextFamily:
         """The tokenizer, with a template or without."""
         check_logits(config)
         with reading(source, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            return TextReader(config, tokenizer, ends_of(tokenizer, source))
+            tokenizer = load_tokenizer(source)
+            return checked(TextReader(config, tokenizer, ends_of(tokenizer, source)))
 
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Tokens, mask and positions."""

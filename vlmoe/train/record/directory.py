@@ -225,7 +225,9 @@ class RunDirectory:
     ) -> None:
         sees = family_of(bare(run.model).config).sees
         notes = self.notes(run.config)
-        card = model_card(run.config, base_numbers, numbers, notes, not_scored, sees=sees)
+        card = model_card(
+            run.config, base_numbers, numbers, notes, not_scored, sees=sees, task=run.task
+        )
         for place in (self.path, self.path / checkpoint.ADAPTER):
             write_text(place / "README.md", card)
 

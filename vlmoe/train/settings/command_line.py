@@ -66,11 +66,7 @@ def from_command_line(
             )
     if resume:
         return build_resumed(values), resume
-    if values.get("init_adapter"):
-        from vlmoe.train.init_adapter import adopted  # takes seconds, by torch and peft
-
-        values = adopted(values)
-    return build(filled(values)), resume
+    return build_new(values), resume
 
 
 def _parser(description: str | None) -> Parser:
@@ -126,6 +122,20 @@ def _run_of(resume: str) -> tuple[str, Path | None]:
         f"no checkpoint at {resume}: give a run directory or a checkpoint in it, "
         "RUN/checkpoints/step-N"
     )
+
+
+def build_new(values: dict[str, Any]) -> TrainConfig:
+    """The settings of a new run: what was said, then the adapter's that it starts from, then what
+    the base recommends.
+
+    Raises:
+        UserError: an unknown setting, or a value out of range.
+    """
+    if values.get("init_adapter"):
+        from vlmoe.train.init_adapter import adopted  # takes seconds, by torch and peft
+
+        values = adopted(values)
+    return build(filled(values))
 
 
 def build_resumed(values: dict[str, Any]) -> TrainConfig:
