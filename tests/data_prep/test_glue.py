@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.text_source import write_parquet, write_tsv
 from vlmoe.data.dataset import load_split
-from vlmoe.data_prep import glue
+from vlmoe.data_prep import check, glue
 from vlmoe.data_prep.glue_tasks import TASKS
 from vlmoe.errors import UserError
 
@@ -156,3 +157,16 @@ def test_all_and_mistakes(tmp_path: Path) -> None:
     write_tsv(tmp_path / "RTE" / "dev.tsv", [["index", "text", "label"], ["0", "a", "b"]])
     with pytest.raises(UserError, match="no column 'sentence1' and 'sentence2'"):
         glue.prepare(str(tmp_path), tmp_path / "out", task="rte")
+
+
+def test_labels_need_not_be_equally_frequent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"sentence": f"s{n}", "label": int(n > 3), "idx": n} for n in range(60)]
+    write_parquet(tmp_path / "sst2", {"validation": rows})
+    glue.prepare(str(tmp_path), tmp_path / "out", task="sst2")
+    capsys.readouterr()
+    assert not check.main([str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert re.search(r"split +negative +positive\ntest +4 +56\n", told)
+    assert "chi-square" not in told

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.text_source import write_parquet
 from vlmoe.data.described import Described, describe
 from vlmoe.data.example import Example
+from vlmoe.data_prep import glue, told
 from vlmoe.data_prep.glue import description
 from vlmoe.data_prep.glue_tasks import TASKS
 from vlmoe.errors import UserError
@@ -182,6 +185,19 @@ def test_what_a_manifest_says() -> None:
         with pytest.raises(UserError):
             Described.of({"task": wrong})
     assert describe({}) == Described()
+
+
+def test_datasets_of_different_kinds_have_lettered_options(tmp_path: Path) -> None:
+    glue_rows = [{"sentence": "a", "label": 1, "idx": 0}]
+    write_parquet(tmp_path / "raw" / "cola", {"validation": glue_rows})
+    glue.prepare(str(tmp_path / "raw"), tmp_path / "cola", task="cola")
+    told.prepare(tmp_path / "told", questions={"train": 1, "validation": 1, "test": 1})
+    both = {name: tmp_path / name for name in ("cola", "told")}
+    said: list[str] = []
+    assert describe(both, said.append) == Described()
+    assert "cola and told are of different kinds" in said[0]
+    assert describe({"cola": both["cola"]}, said.append).name == "cola"
+    assert len(said) == 1
 
 
 def test_letters_only_where_there_are_some(base: Base, mnli: Classification) -> None:

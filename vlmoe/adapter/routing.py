@@ -202,6 +202,7 @@ class RoutingRecorder:
         self.towers = [path_tower(path) for path in self.paths]
         self.experts = [len(layer.gate(adapter_name)) for layer in self.layers]
         self._sums: Tensor | None = None
+        self._places: dict[tuple[int, ...], Tensor] = {}
 
     @contextmanager
     def record(
@@ -247,11 +248,19 @@ class RoutingRecorder:
             weight_T = gates_LTE.new_ones(tokens) if batch.mask_T is None else batch.mask_T
             weight_T = weight_T.to(gates_LTE)
             experts = gates_LTE.shape[-1]
-            rows = self._sums[batch.rows]
-            rows[:, :experts] += weight_T @ (gates_LTE > 0).to(gates_LTE.dtype)
-            rows[:, width : width + experts] += weight_T @ gates_LTE
-            rows[:, -1] += weight_T.sum()
-            self._sums[batch.rows] = rows
+            more = self._sums.new_zeros(len(batch.rows), 2 * width + 1)
+            more[:, :experts] = weight_T @ (gates_LTE > 0).to(gates_LTE.dtype)
+            more[:, width : width + experts] = weight_T @ gates_LTE
+            more[:, -1] = weight_T.sum()
+            self._sums.index_add_(0, self._at(batch.rows), more)
+
+    def _at(self, rows: list[int]) -> Tensor:
+        """Places in the sums, on their device; sent there once, since that is waited for."""
+        assert self._sums is not None
+        known = self._places.get(key := tuple(rows))
+        if known is None or known.device != self._sums.device:
+            known = self._places[key] = torch.tensor(rows, device=self._sums.device)
+        return known
 
     def by_token(self, recording: Recording) -> list[TokenRouting]:
         """What became of every token of a recording, padding included, in the model's order."""

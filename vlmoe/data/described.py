@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,21 @@ class Described:
         )
 
 
-def describe(folders: Mapping[str, Path]) -> Described:
+def describe(folders: Mapping[str, Path], say: Callable[[str], None] = print) -> Described:
     """What the questions of some datasets are, which are used together.
 
     Where they differ, all are questions with options, which those of a classification have too.
+
+    Args:
+        folders: of each dataset, by name.
+        say: is told if a classification's answers become options.
     """
     kinds = {Described.of(read_manifest(path), path / MANIFEST) for path in folders.values()}
-    return kinds.pop() if len(kinds) == 1 else Described()
+    if len(kinds) == 1:
+        return kinds.pop()
+    if any(one.kind == CLASSIFICATION for one in kinds):
+        say(
+            f"{' and '.join(folders)} are of different kinds: all are put with lettered options, "
+            "and judged by accuracy"
+        )
+    return Described()

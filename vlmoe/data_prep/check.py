@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vlmoe.data.dataset import REJECTED, ExampleDataset, load_split, read_manifest
+from vlmoe.data.described import Described
 from vlmoe.data.example import LETTERS, UNLABELLED, Example, fault
 from vlmoe.data.image import ImageError
 from vlmoe.data.pictures import pixel_digest
@@ -144,11 +145,16 @@ def _decode(
 # --- the report -----------------------------------------------------------------------------
 
 
-def lines(reports: dict[str, SplitReport]) -> Iterator[str]:
-    """The report, to be read."""
+def lines(reports: dict[str, SplitReport], labels: Sequence[str] = ()) -> Iterator[str]:
+    """The report, to be read.
+
+    Args:
+        reports: of each split.
+        labels: of a classification, which need not be equally frequent.
+    """
     rows = [["split", "questions", "pictures", "without", "unlabelled", "repeated", "unusable"]]
     lengths = [["split", "shortest", "median", "longest"]]
-    places = [["split", "p", *LETTERS]]
+    places = [["split", *labels] if labels else ["split", "p", *LETTERS]]
     for name, report in reports.items():
         keys = _question_keys(report)
         rows.append(
@@ -169,11 +175,15 @@ def lines(reports: dict[str, SplitReport]) -> Iterator[str]:
         if found.positions:
             p = "-" if found.p is None else f"{found.p:.2g}"
             mark = "!" if found.p is not None and found.p < SUSPICIOUS else ""
-            places.append([name, p + mark, *map(str, found.positions)])
+            places.append([name, *([] if labels else [p + mark]), *map(str, found.positions)])
     yield align(rows)
     if len(lengths) > 1:
         yield "\ntokens of prompt and answer, the picture's included\n" + align(lengths)
-    if len(places) > 1:
+    if len(places) > 1 and labels:
+        yield "\nright answers, the same to choose from for all questions\n" + align(
+            [(row + ["0"] * len(labels))[: len(labels) + 1] for row in places]
+        )
+    elif len(places) > 1:
         width = max(len(row) for row in places[1:])
         filled = [(row + [""] * width)[:width] for row in places]
         yield (
@@ -269,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         collator = Collator.of(load_reader(options.model))
     reports = check(options.directory, collator, options.workers)
-    for line in lines(reports):
+    labels = Described.of(read_manifest(options.directory)).labels
+    for line in lines(reports, labels):
         print(line)
     total = sum(len(report.examples) for report in reports.values())
     unusable = sum(len(report.rejected) for report in reports.values())

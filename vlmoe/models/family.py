@@ -183,7 +183,8 @@ class Family(Protocol):
     def inputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What ``model.base_model`` is called with for a batch of trees (``vlmoe.tasks.collator``).
 
-        Nothing is left to the model to guess: mask and positions are given.
+        Nothing is left to the model to guess: mask and positions are given, or those of every
+        causal model are right.
         """
 
     def sharing_fault(self, config: PretrainedConfig) -> str | None:

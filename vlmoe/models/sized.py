@@ -314,14 +314,16 @@ def embedded(
 
     Args:
         base: the model.
-        batch: ``feature_of`` says which row of the features each image token takes.
+        batch: ``image_at`` says where image tokens stand in the flattened rows, ``feature_of``
+            which row of the features each takes.
         features: gives the rows (n, width), if there are pictures.
     """
     embeds = base.get_input_embeddings()(batch["input_ids"])
     if features is None:
         return embeds
-    place = batch["input_ids"] == base.config.image_token_id
-    return embeds.masked_scatter(place[..., None], features()[batch["feature_of"]].to(embeds))
+    rows = features().index_select(0, batch["feature_of"]).to(embeds)
+    # By position: a mask would be counted through, and the host would wait for its sum.
+    return embeds.flatten(0, 1).index_copy(0, batch["image_at"], rows).view_as(embeds)
 
 
 def as_rows(features: Tensor | Sequence[Tensor]) -> Tensor:

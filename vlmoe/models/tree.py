@@ -112,9 +112,10 @@ class Pictures(NamedTuple):
 
         Returns:
             The rows with ``token`` in the place of marks; and, if there are pictures,
-            ``feature_of`` (image tokens,), for each of them in the rows' order which row it takes
-            of all pictures' features, one picture after the other; and ``picture_uses``
-            (pictures,), how many sequences are about each (``with_pixels``: about each part).
+            ``image_at`` (image tokens,), where they stand in the flattened rows; ``feature_of``
+            (image tokens,), for each of them which row it takes of all pictures' features, one
+            picture after the other; and ``picture_uses`` (pictures,), how many sequences are about
+            each (``with_pixels``: about each part).
         """
         if self.token is None or not self.counts:
             return tensors
@@ -129,6 +130,7 @@ class Pictures(NamedTuple):
         return {
             **tensors,
             "input_ids": ids.masked_fill(ids < 0, self.token),
+            "image_at": (ids < 0).flatten().nonzero().flatten(),
             "feature_of": torch.tensor(features),
             "picture_uses": torch.bincount(uses, minlength=len(self.counts)),
         }

@@ -118,8 +118,8 @@ class Collator:
             The rows of ``tree.pack``; ``labels`` (N, A), the tokens of each answer; ``read_at`` (N,
             A), where in the flattened rows the states stand that predict them; and, if any
             example has a picture, every picture once as the base takes it (``Reader.pixels``), and
-            ``feature_of`` and ``picture_uses`` (``Pictures.placed``). Where the base has positions
-            of several axes, ``position_ids`` are (axes, rows, S).
+            ``image_at``, ``feature_of`` and ``picture_uses`` (``Pictures.placed``). Where the base
+            has positions of several axes, ``position_ids`` are (axes, rows, S).
 
         Raises:
             UserError: an example is unlabelled, has more options than letters, or is too long.

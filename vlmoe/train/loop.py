@@ -22,6 +22,7 @@ from vlmoe.train.batches import make_order, piece_weights, pieces
 from vlmoe.train.guard import UNDECODABLE, Interrupted, Stop, Undecodable, is_unsound
 from vlmoe.train.record.log import Clock
 from vlmoe.train.state import Run
+from vlmoe.train.transfer import sent
 
 Batch = dict[str, Tensor]
 
@@ -122,7 +123,7 @@ def step(
     accelerator, weight = run.accelerator, run.config.balance_loss
     # Every answer token of the step weighs the same, however it is cut into pieces.
     mine = sum(part["labels"].numel() for part in parts)
-    answers = run.add_up(torch.tensor(mine, device=accelerator.device))
+    answers = run.add_up(sent(torch.tensor(mine), accelerator.device))
     shares = piece_weights(parts, run.routing.towers, run.add_up) if weight else None
     loss, balance = torch.zeros(2, device=accelerator.device)
     for at, part in enumerate(parts):
@@ -146,7 +147,7 @@ def step(
 
     # The one wait for the device: may this step be taken, and is it to be the last one?
     bad = is_unsound(loss + balance, run.trained, gradients=accelerator.scaler is None)
-    notes = torch.tensor([stop.reason is not None, len(left_out)], device=bad.device)
+    notes = sent(torch.tensor([stop.reason is not None, len(left_out)]), bad.device)
     unsound, stopping, missing = run.add_up(torch.cat([bad.long()[None], notes])).tolist()
     done = Step(number, loss, balance, bool(stopping))
     if missing:
@@ -273,4 +274,4 @@ def answer_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return {name: sent(value, device) for name, value in batch.items()}

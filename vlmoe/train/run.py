@@ -65,7 +65,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             config.model, dtype=config.dtype, quantize=config.quantize, device=accelerator.device
         )
         use_attention(base.model, config.attention)
-        task = setup.make_task(base, config, describe(data))
+        task = setup.make_task(base, config, describe(data, say))
         questions = load_mixture(data, "train")
         check_pictures(accelerator, base.reader, config.model, questions, validation, test)
         examples, skipped = trainable(task, questions)

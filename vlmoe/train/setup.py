@@ -73,15 +73,20 @@ def open_directory(
     return directory
 
 
-def make_task(base: Base, config: TrainConfig, described: Described) -> Task:
+def make_task(base: Base, config: TrainConfig, described: Described | None = None) -> Task:
     """What the run's questions are, to its base.
+
+    Args:
+        base: of the run.
+        config: its settings.
+        described: what its datasets say of their questions; None: they have lettered options.
 
     Raises:
         UserError: questions about a picture are to come together, but must not share its tokens.
     """
     task = task_of(
         base.reader,
-        described,
+        described or Described(),
         config.image_fit,
         config.prompt,
         config.max_picture_tokens,
