@@ -24,7 +24,7 @@ ROOMS = (
     {"models"},
     {"tasks"},
     {"train"},
-    {"data_prep", "study", "benchmark", "demo", "export", "lessons", "watch"},
+    {"data_prep", "study", "benchmark", "demo", "lessons", "watch", "export"},
     {"commands", "from_python"},
     {"__main__"},
 )

@@ -32,6 +32,9 @@ def test_the_export_is_what_its_mixture_comes_nearest_to(
     assert f"a LoRA of rank {report['rank']} in run/export" in told
     assert "export minus mixture" in told.splitlines()[-2]
     assert report["rank"] == (8 if init == "kaiming" else 16)  # GOAT's start is taken out, too
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert told.splitlines()[-2] in card
+    assert f"base_model: {model_directory}" in card
     tensors = load_file(tmp_path / "run/export/adapter_model.safetensors")
     assert len(tensors) == 2 * len(report["layers"])
     assert all(".lora_A.weight" in name or ".lora_B.weight" in name for name in tensors)

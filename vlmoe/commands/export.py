@@ -21,7 +21,7 @@ from vlmoe.data.described import describe
 from vlmoe.data.mix import draw, load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError
-from vlmoe.files import new_directory, write_json, writing
+from vlmoe.files import new_directory, write_json, write_text, writing
 from vlmoe.flags import Parser
 from vlmoe.train.record.finished import settings_of
 
@@ -121,7 +121,7 @@ def _export(
     from torch import nn
 
     from vlmoe.adapter import load_adapter
-    from vlmoe.export.losses import losses, losses_text
+    from vlmoe.export.losses import card, losses, losses_text
     from vlmoe.export.make import make
     from vlmoe.export.write import write_lora, write_merged
     from vlmoe.models.load import load_base, local_folder, resolve_device
@@ -183,6 +183,7 @@ def _export(
             report["merged"] = losses(mixture, answers(merged, "merged"))
             write_merged(building / MERGED, merged, local_folder(name), base.reader.tokenizer)
         report["layers"] = [layer.numbers() for layer in layers]
+        write_text(building / "README.md", card(report))
         write_json(building / EXPORT, report)
 
     if lost:

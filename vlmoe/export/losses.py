@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
+from vlmoe.choices import BUILT_IN
 from vlmoe.tasks.compare import Comparison, compare
 from vlmoe.tasks.metrics import prediction_rows
 from vlmoe.tasks.score import Scored
@@ -66,6 +69,26 @@ def losses_text(numbers: dict[str, Any], name: str = "export") -> str:
             f"{change['largest']:.4f} at most"
         )
     return "\n".join(lines)
+
+
+def card(report: dict[str, Any]) -> str:
+    """What an export is, for the README beside it: what it stands for, and what it loses.
+
+    Args:
+        report: of ``export.json``.
+    """
+    facts: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "vlmoe"]}
+    if report["model"] not in BUILT_IN:
+        facts["base_model"] = report["model"]
+    calibration = report["calibration"]
+    return (
+        f"---\n{yaml.safe_dump(facts)}---\n\n# {report['model']} with a plain LoRA of rank "
+        f"{report['rank']}\n\nIt stands for a mixture of LoRA experts, and is not the same "
+        "function: "
+        f"fitted by {report['fit']} on {calibration['n']} questions of {calibration['dataset']} "
+        f"({calibration['split']}). On {calibration['dataset']} ({report['split']}):\n\n```\n"
+        f"{losses_text(report['losses'])}\n```\n\nMade by `vlmoe export`; PEFT loads it.\n"
+    )
 
 
 def _right(found: Comparison, under: str) -> int:

@@ -111,7 +111,7 @@ def make(
                 with torch.no_grad():
                     A = fit.FITS[method](sums, mixture)
                     wrong = fit.error(A, sums, mixture)
-                    whole = _with_start(layer, adapter_name, A, mixture)
+                    whole = with_start(layer, adapter_name, A, mixture)
                     if rank is not None:
                         whole = fit.shrink(whole, sums.inputs_DD, rank)
                 factors[path] = Factors(*(factor.float().cpu() for factor in whole))
@@ -124,7 +124,7 @@ def make(
     return factors, told, lost
 
 
-def _with_start(
+def with_start(
     layer: MoELoraLayer, adapter_name: str, A: torch.Tensor, mixture: Mixture
 ) -> Factors:
     """The fit, and of a GOAT adapter what it takes out of the weight: ``-(s / E) sum_i B_i A_i``.
