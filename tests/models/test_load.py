@@ -12,7 +12,7 @@ from tests.models_for_tests import save_small_llava
 from vlmoe.errors import UserError
 from vlmoe.finite import NotFinite
 from vlmoe.models import load
-from vlmoe.models.load import load_base, load_reader, resolve_device, resolve_dtype
+from vlmoe.models.load import load_base, load_reader, local_folder, resolve_device, resolve_dtype
 from vlmoe.tasks.collator import Collator
 
 
@@ -195,3 +195,17 @@ def test_a_reader_without_the_weights(tmp_path):
     assert alone.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
     with pytest.raises(UserError, match="no model directory"):
         load_reader(str(tmp_path / "none" / "here"))
+
+
+def test_where_a_bases_files_lie(tmp_path, monkeypatch):
+    """In a folder, along with vlmoe, in the hub's cache, or nowhere."""
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--own--base" / "snapshots" / "abc"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    (tmp_path / "models--own--base" / "refs").mkdir()
+    (tmp_path / "models--own--base" / "refs" / "main").write_text("abc")
+    assert local_folder("own/base") == kept
+    assert local_folder(str(kept)) == kept
+    assert local_folder("own/other") is None
+    assert (local_folder("tiny") / "model.safetensors").is_file()

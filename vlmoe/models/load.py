@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from vlmoe.choices import BUILT_IN, DEFAULT_MODEL, DTYPES, QUANTIZE, TINY, TINY_TEXT
 from vlmoe.errors import UserError
@@ -145,9 +145,15 @@ def _no_report() -> Iterator[None]:
 
 
 def local_folder(name: str) -> Path | None:
-    """Where a base's files lie on this machine; None if they are the hub's."""
+    """Where a base's files lie on this machine, those of the hub in its cache; None: nowhere."""
     source = Path(_source(name)).expanduser()
-    return source if source.is_dir() else None
+    if source.is_dir():
+        return source
+    try:
+        config = cached_file(name, CONFIG, local_files_only=True)
+    except OSError:
+        return None
+    return Path(config).parent if config else None
 
 
 def resolve_device(name: str) -> torch.device:
