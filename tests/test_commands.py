@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import vlmoe
 from vlmoe.commands import main
 from vlmoe.configs import ACCELERATE, FOLDER, RUNS, STUDIES, find, names
 from vlmoe.data_prep import READERS
-from vlmoe.errors import UserError
+from vlmoe.errors import UserError, run_command
 from vlmoe.program import COMMANDS, SCRIPTS, as_typed
 from vlmoe.train.settings.command_line import from_command_line
 
@@ -123,3 +124,19 @@ def test_settings_are_listed(capsys):
             assert f"  {Path(kind, name)} " in told
             (path,) = ended(capsys, "configs", str(Path(kind, name)))[0].splitlines()
             assert Path(path) == FOLDER / kind / f"{name}.yaml"
+
+
+def test_a_warning_is_a_line(monkeypatch, capsys):
+    """Without the place in the code; those of developers keep theirs."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+
+    def main():
+        for kind in (UserWarning, RuntimeWarning):
+            text = warnings.formatwarning("it is odd", kind, "file.py", 3, "code")
+            print(text, end="")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "warning: it is odd"
+    assert others[0] == "file.py:3: RuntimeWarning: it is odd"

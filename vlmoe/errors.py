@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vlmoe.program import as_typed
 
@@ -45,6 +47,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file or a pipe shows each line at once, too
             stream.reconfigure(line_buffering=True)
+    warnings.formatwarning = _in_a_line
     try:
         sys.exit(main())
     except UserError as error:
@@ -53,3 +56,13 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+_usual_warning = warnings.formatwarning
+
+
+def _in_a_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """What a command shows of a warning that is meant for users: not where in the code it arose."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _usual_warning(message, category, *place, **more)
