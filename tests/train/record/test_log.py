@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vlmoe.errors import UserError
-from vlmoe.train.record.log import Clock, Log, flat, peak_mib, start_tracking, teller
+from vlmoe.train.record.log import Clock, Log, flat, line, peak_mib, start_tracking, teller
 from vlmoe.train.settings.config import TrainConfig
 from vlmoe.train.setup import make_accelerator
 
@@ -162,3 +162,8 @@ def test_questions_that_share_a_row_count_each(monkeypatch):
     told = clock.read(world=2)
     assert told["questions_per_second"] == 2 * 14 / 2
     assert told["tokens_per_second"] == 2 * 200 / 2
+
+
+def test_a_validation_says_what_the_task_is_judged_by():
+    row = {**VALIDATED, "validation_matthews": 0.31254, "validation_f1": None}
+    assert line(row, 1000).endswith("chance 0.2500), matthews 0.3125")

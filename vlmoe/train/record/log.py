@@ -132,7 +132,14 @@ def line(row: Mapping[str, Any], steps: int) -> str:
     if VALIDATION in row:
         numbers = {"accuracy": row[VALIDATION], "n": row["validation_n"],
                    "ci95": row["validation_ci95"], "chance": row["chance"]}  # fmt: skip
-        return f"{at}: validation {accuracy_line(numbers)}"
+        # What the task itself is judged by, such as Matthews' correlation.
+        usual = {VALIDATION, "validation_ci95", "validation_n"}
+        own = [
+            f", {name.removeprefix('validation_')} {value:.4f}"
+            for name, value in row.items()
+            if name.startswith("validation_") and name not in usual and value is not None
+        ]
+        return f"{at}: validation {accuracy_line(numbers)}{''.join(own)}"
     words = [f"loss {row['loss']:.4f}", f"lr {row['lr']:.3g}"]
     if "questions_per_second" in row:
         words.append(f"{row['questions_per_second']:.3g} questions/s")
