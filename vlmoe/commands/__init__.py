@@ -25,7 +25,7 @@ HELP = "\n".join(
         "A first run, which needs no GPU and no download:",
         "  vlmoe prepare shapes --out data/shapes",
         "  vlmoe train --config tiny_shapes --optim grsgd",
-        "  vlmoe demo --adapter runs/tiny_shapes-grsgd",
+        "  vlmoe demo --adapter runs/shapes-grsgd",
         "",
         "vlmoe COMMAND --help tells all of a command; --version which vlmoe this is.",
     ]
