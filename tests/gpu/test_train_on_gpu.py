@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.models_for_tests import save_small_llava
 from tests.train.test_loop import examples, make_run
@@ -14,6 +15,8 @@ pytestmark = pytest.mark.gpu
 
 
 def losses(folder, model, device: str, dtype: str, **settings) -> list[float]:
+    # Accelerate keeps one device and one precision a process; each run here has its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
     base = load_base(model, dtype=dtype, device=device)
     run = make_run(base, folder, device=device, dtype=dtype, dropout=0.0, **settings)
     train(run, examples())

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
+import vlmoe
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
 from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
@@ -221,7 +222,8 @@ def about(
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("vlmoe", "torch", "transformers", "peft")},
+            "vlmoe": vlmoe.__version__,  # also where the checkout is not installed
+            **{name: version(name) for name in ("torch", "transformers", "peft")},
         },
     }
 
