@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
-import vlmoe
+from vlmoe import __version__
 from vlmoe.adapter import MoELoraConfig
 from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
 from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
@@ -222,7 +222,7 @@ def about(
         },
         "versions": {
             "python": platform.python_version(),
-            "vlmoe": vlmoe.__version__,  # also where the checkout is not installed
+            "vlmoe": __version__,
             **{name: version(name) for name in ("torch", "transformers", "peft")},
         },
     }

@@ -10,10 +10,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
+from vlmoe import __version__
 from vlmoe.data.dataset import DICTIONARY, FORMAT, IMAGES, MANIFEST, REJECTED
 from vlmoe.data.example import UNLABELLED, fault
 from vlmoe.data.lettering import LettersOutOfOrder, some_lettered, strip_letters
@@ -188,7 +188,7 @@ def write_dataset(
             manifest = {
                 "format": FORMAT,
                 "tool": tool,
-                "version": version("vlmoe"),
+                "version": __version__,
                 "source": source,
                 "seed": seed,
                 **(about or {}),
