@@ -150,7 +150,9 @@ async def _whole(request: Asked, steps: AsyncGenerator[Step, None], send: Send) 
         async for step in steps:
             text += step.new
     except Exception as error:
-        raise _refusal(error) from error
+        if (refused := _refusal(error)) is None:
+            raise
+        raise refused from error
     await answer(send, 200, completion.whole(text, step.end, usage(step.prompt, step.said)))
 
 
@@ -162,7 +164,9 @@ async def _stream(request: Asked, steps: AsyncGenerator[Step, None], send: Send)
     try:
         step = await anext(steps)  # what is refused is refused with a status of HTTP
     except Exception as error:
-        raise _refusal(error) from error
+        if (refused := _refusal(error)) is None:
+            raise
+        raise refused from error
     await send({"type": "http.response.start", "status": 200, "headers": STREAM})
     await tell(event(completion.chunk({"role": "assistant", "content": ""})))
     try:
@@ -174,11 +178,10 @@ async def _stream(request: Asked, steps: AsyncGenerator[Step, None], send: Send)
             step = await anext(steps)
     except Exception as error:
         refused = _refusal(error)
-        if isinstance(refused, Refused):
-            await tell(event(told(refused)), more=False)
-            return
-        await tell(event(told(Fault(UNKNOWN, status=500))), more=False)
-        raise  # into the log
+        await tell(event(told(refused or Fault(UNKNOWN, status=500))), more=False)
+        if refused is None:
+            raise  # into the log
+        return
     await tell(event(completion.chunk({}, step.end)))
     if request.usage:
         await tell(event(completion.count(usage(step.prompt, step.said))))
@@ -203,8 +206,8 @@ async def _while_there(receive: Receive, work: Awaitable[Result]) -> Result | No
                 await task
 
 
-def _refusal(error: Exception) -> Exception:
-    """What a client is told of it."""
+def _refusal(error: Exception) -> Refused | None:
+    """What a client is told of it; None if it is a fault of the program."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, NotFinite):
@@ -213,7 +216,7 @@ def _refusal(error: Exception) -> Exception:
         return Fault(str(error))
     if _no_memory(error):
         return Fault("there is not enough memory for this request now", status=503, after=5)
-    return error
+    return None
 
 
 def _no_memory(error: Exception) -> bool:
