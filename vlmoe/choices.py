@@ -18,6 +18,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 NONE = "none"  # of the questions of a split: it is not scored
 ALL = "all"  # of a picture's questions
 FIND = "find"  # a learning rate
+AUTO = "auto"  # of what memory allows
 GATE_RESCALES = ("none", "sqrt", "exact")
 INITS = ("kaiming", "goat")
 FITS = ("least-squares", "mean-gates")  # how a mixture becomes a plain LoRA

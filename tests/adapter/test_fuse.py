@@ -5,7 +5,6 @@ On a GPU the default backend fuses them (tests/gpu); here the same trace runs wi
 
 from __future__ import annotations
 
-import sys
 import warnings
 from types import SimpleNamespace
 
@@ -13,10 +12,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-import vlmoe.adapter.mixture  # noqa: F401  (the package exports a function of that name)
-from vlmoe.adapter import MoELoraConfig, fuse
-
-steps = sys.modules["vlmoe.adapter.mixture"]
+from vlmoe.adapter import MoELoraConfig, fuse, weigh
 
 
 def compiled(function):
@@ -27,15 +23,19 @@ def compiled(function):
 @pytest.mark.parametrize("gate_rescale", ["none", "sqrt", "exact"])
 def test_compiled_as_plain(gate_rescale):
     torch._dynamo.reset()
-    forward, backward = compiled(steps.weigh_forward), compiled(steps.weigh_backward)
+    forward, backward, factors = map(
+        compiled, (weigh.weigh_forward, weigh.weigh_backward, weigh.weigh_for_factors)
+    )
     draw = torch.Generator().manual_seed(0)
     for tokens in (7, 1, 12):
-        logits = torch.randn(tokens, 5, generator=draw)
-        h, v = (torch.randn(tokens, 10, generator=draw).bfloat16() for _ in range(2))
-        got, wanted = (each(logits, h, 3, 4.0) for each in (forward, steps.weigh_forward))
+        logits = torch.randn(tokens, 2, 5, generator=draw)
+        h, v = (torch.randn(tokens, 2, 10, generator=draw).bfloat16() for _ in range(2))
+        got, wanted = (each(logits, h, 3, 4.0) for each in (forward, weigh.weigh_forward))
         g = wanted[0]
         got += backward(g, h, v, 4.0, gate_rescale)
-        wanted += steps.weigh_backward(g, h, v, 4.0, gate_rescale)
+        wanted += weigh.weigh_backward(g, h, v, 4.0, gate_rescale)
+        got += (factors(g[:, 1], h[:, 1], 4.0, gate_rescale),)
+        wanted += (weigh.weigh_for_factors(g[:, 1], h[:, 1], 4.0, gate_rescale),)
         for one, other in zip(got, wanted, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other)

@@ -10,14 +10,14 @@ import torch
 from vlmoe.models.random import random_model
 from vlmoe.models.shapes import shape_config
 from vlmoe.train import memory, setup
-from vlmoe.train.dry_run import imagined
+from vlmoe.train.imagined import imagined
 from vlmoe.train.memory import remedies
 from vlmoe.train.settings.command_line import from_command_line
 from vlmoe.train.settings.config import TrainConfig
 
 
 def unreal_peak(size: str, dtype: torch.dtype, config: TrainConfig, rows: int) -> int:
-    return imagined(shape_config(size), dtype, config, rows)[2]
+    return imagined(shape_config(size), dtype, config, rows).piece_bytes
 
 
 def test_bytes_that_are_there_at_once():
@@ -86,3 +86,10 @@ def test_fewer_experts(experts, top_k, advice):
     assert found is not None
     assert found[0] == advice
     from_command_line(["--top-k", str(top_k), *advice.split()], None)
+
+
+def test_the_base_is_counted_without_its_adapters():
+    base = random_model(shape_config("small"), "cpu", torch.float32)
+    alone = memory.bytes_of([*base.parameters(), *base.buffers()])
+    found = imagined(shape_config("small"), torch.float32, TrainConfig(experts=4, top_k=2), 1)
+    assert found.base_bytes == alone

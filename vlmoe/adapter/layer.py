@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from vlmoe.adapter.config import MoELoraConfig
 from vlmoe.adapter.goat import goat_factors, goat_residual, goat_scale
 from vlmoe.adapter.initialize import new_factors
-from vlmoe.adapter.mixture import FactorPair, routed_mixture
+from vlmoe.adapter.mixture import FactorPair, Options, enter, leave
 from vlmoe.adapter.names import FACTORS, GATE, STARTS, WEIGHT, old_in_model
+from vlmoe.adapter.siblings import Siblings
 from vlmoe.errors import UserError
 
 NO_MERGE = (
@@ -94,6 +95,8 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = tensor_kinds
     other_param_names = ("settings", "moe_lora_dropout", *start_kinds)
     routing_listener: RoutingListener | None = None
+    siblings: Siblings | None = None
+    """The layers that read the same input, this one among them."""
     cast_input_dtype_enabled = True
     """PEFT's switch (``disable_input_dtype_casting``); here the input keeps its dtype anyway."""
 
@@ -173,23 +176,35 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name not in self.settings:  # another adapter of the model leaves this layer alone
                 continue
-            top_k, scaling, gate_rescale = self.settings[name]
-            dropout: Any = self.moe_lora_dropout[name]
             if name in self.moe_lora_start_A and name not in self._taken_out:
                 y = y - self._start_output(name, x).to(y.dtype)
-            y, logits, gates = routed_mixture(
-                x,
-                *self.factor_pair(name),
-                self.gate(name),
-                top_k=top_k,
-                scaling=scaling,
-                gate_rescale=gate_rescale,
-                dropout=dropout.p if dropout.training else 0.0,
-                base=y,
-            )
+            options = self.mixture_options(name, x)
+            (A, B), entered = self.factor_pair(name), None
+            # A compiler sees for itself what can be done together.
+            if self.siblings is not None and not torch.compiler.is_compiling():
+                entered = self.siblings.enter(self, name, x, options)
+            if entered is None:
+                (entered,) = enter(x, [A], [self.gate(name)], options)
+            y, logits, gates = leave(entered, B, x.shape[:-1], options, base=y)
             if self.routing_listener is not None:
                 self.routing_listener(name, logits, gates)
         return y
+
+    def mixture_options(self, adapter_name: str, x: Tensor) -> Options:
+        """How an adapter treats x, as things stand now."""
+        top_k, scaling, gate_rescale = self.settings[adapter_name]
+        dropout: Any = self.moe_lora_dropout[adapter_name]
+        return Options.of(x, top_k, scaling, gate_rescale, dropout.p if dropout.training else 0.0)
+
+    def join(self, siblings: Siblings) -> None:
+        """Become one of the layers that read the same input."""
+        siblings.add(self)
+        self.siblings = siblings
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.siblings is not None:  # copied with this layer, and empty
+            self.siblings.add(self)
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
         """The tensors of all its adapters, the frozen ones too."""

@@ -1,4 +1,4 @@
-"""The mixture of LoRA experts: two matrix products forward, and a backward pass of its own.
+"""The mixture of LoRA experts: two matrix products forward, and backward passes of their own.
 
     g   = softmax(gate x) on its top_k largest entries, divided by their sum, else 0
     mix = scaling * sum_i g_i B_i A_i dropout(x)
@@ -9,6 +9,7 @@ Shape suffixes:
     D  width of the input          O  width of the output
     E  experts                     R  rank of an expert
     K  experts chosen per token    M  E * R, the ranks of all experts side by side
+    G  sites that read one input   H  G * E, the experts of all sites
 
 The factors lie in memory as A (E, R, D) and B (E, R, O). Their views A_MD and B_MO are the stacked
 factors of all experts, so one product with each serves every expert; what a token does not use is
@@ -17,6 +18,7 @@ multiplied by a gate value of zero. Nothing of size T x E x D or T x E x O ever 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
 
-from vlmoe.adapter.fuse import fused_on_gpu
+from vlmoe.adapter.products import product, tokens_by_weight, weight_by_tokens
+from vlmoe.adapter.weigh import top_k_softmax, weigh_backward, weigh_for_factors, weigh_forward
 
 
 class FactorPair(NamedTuple):
@@ -56,7 +59,7 @@ def route(x: Tensor, gate: Tensor, top_k: int) -> Tensor:
     """
     dtype = _routing_dtype(x, gate)
     with _no_autocast(x):
-        return _top_k_softmax(x.to(dtype) @ gate.to(dtype).T, top_k)
+        return top_k_softmax(x.to(dtype) @ gate.to(dtype).T, top_k)
 
 
 class Mixed(NamedTuple):
@@ -120,15 +123,14 @@ def routed_mixture(
     Returns:
         The output (..., O), in the dtype of ``base`` if there is one, and the routing.
     """
-    dtype = x.dtype
-    kind = x.device.type
-    if dtype != torch.float64 and is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    options = _Options(top_k, float(scaling), gate_rescale, float(dropout), dtype)
-    return Mixed(*_Mixture.apply(base, x, A, B, gate, options))
+    options = Options.of(x, top_k, scaling, gate_rescale, dropout)
+    (entered,) = enter(x, [A], [gate], options)
+    return leave(entered, B, x.shape[:-1], options, base)
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
+    """What the sites that are entered together have in common."""
+
     top_k: int
     scaling: float
     gate_rescale: str
@@ -136,158 +138,200 @@ class _Options(NamedTuple):
     dtype: torch.dtype
     """Of the products with A and B."""
 
+    @classmethod
+    def of(
+        cls, x: Tensor, top_k: int, scaling: float, gate_rescale: str, dropout: float
+    ) -> Options:
+        """With the dtype of x, or autocast's where that is in force."""
+        dtype, kind = x.dtype, x.device.type
+        if (
+            dtype != torch.float64
+            and is_autocast_available(kind)
+            and torch.is_autocast_enabled(kind)
+        ):
+            dtype = torch.get_autocast_dtype(kind)
+        return cls(top_k, float(scaling), gate_rescale, float(dropout), dtype)
 
-class _Mixture(torch.autograd.Function):
-    """One node for router, dropout and experts, so that little is kept for the backward pass.
+    @property
+    def factor_scaling(self) -> float:
+        """Dropout's 1 / (1 - p) goes into the small weights rather than over all of x."""
+        return self.scaling / (1 - self.dropout)
 
-    Kept per token: x (which the layer's neighbours, such as q, k and v, keep once between them), a
-    byte per entry of x for dropout, and the small h_TM and g_TE. The dropped x and all casts are
-    made again when needed: each is one pass over memory, little beside the products.
+
+class Entered(NamedTuple):
+    """A site's tokens between its two products."""
+
+    u_TM: Tensor
+    """The hidden entries, weighed: differentiable."""
+
+    logits_TE: Tensor
+    """The router's: differentiable."""
+
+    g_TE: Tensor
+    h_TM: Tensor
+
+
+def enter(
+    x: Tensor, As: Sequence[Tensor], gates: Sequence[Tensor], options: Options
+) -> list[Entered]:
+    """Route the tokens of sites that read the same x, and take them through the first factors.
+
+    One product with all routers and one with all first factors, under one dropout mask: q, k and v
+    cost little more than one of them, and the gradient of x is made once.
+
+    Args:
+        x: (..., D).
+        As: of each site (E, R, D), all of one shape.
+        gates: of each site (E, D).
+        options: the same for all.
     """
+    outputs = _Enter.apply(x, options, *As, *gates)
+    count = len(As)
+    return [Entered(*outputs[site::count]) for site in range(count)]
+
+
+def leave(
+    entered: Entered, B: Tensor, shape: torch.Size, options: Options, base: Tensor | None
+) -> Mixed:
+    """Take a site's tokens through its second factors B (E, R, O), and add them to its base.
+
+    Args:
+        entered: the site's, from `enter`.
+        B: (E, R, O).
+        shape: the leading dimensions of x.
+        options: those it was entered with.
+        base: (..., O), or None.
+    """
+    u_TM, logits_TE, g_TE, h_TM = entered
+    y_TO = None if base is None else base.reshape(-1, B.shape[-1])
+    y_TO = _Leave.apply(y_TO, u_TM, B, g_TE, h_TM, options)
+    return Mixed(y_TO.view(*shape, B.shape[-1]), logits_TE, g_TE)
+
+
+class _Enter(torch.autograd.Function):
+    """One node for routers, dropout and first factors, so that little is kept for the backward.
+
+    Kept per token: x, a byte per entry of x for dropout, and the small h and g. The dropped x and
+    all casts are made again when needed: each is one pass over memory, little beside the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, options: Options, *weights: Tensor) -> tuple[Tensor, ...]:
+        count = len(weights) // 2
+        As, gates = weights[:count], weights[count:]
+        with _no_autocast(x):
+            x_TD = x.reshape(-1, x.shape[-1])
+            gate_DH = _side_by_side(gates, _routing_dtype(x, gates[0])).T
+            logits_TGE = tokens_by_weight(x_TD, gate_DH).unflatten(-1, (count, -1))
+            input_TD, keep_TD = x_TD.to(options.dtype), None
+            if options.dropout > 0:
+                keep_TD = torch.empty_like(x_TD, dtype=torch.bool).bernoulli_(1 - options.dropout)
+                input_TD = torch.where(keep_TD, input_TD, 0.0)
+            h_TGM = (input_TD @ _side_by_side(As, options.dtype).T).unflatten(-1, (count, -1))
+            g_TGE, u_TGM = weigh_forward(logits_TGE, h_TGM, options.top_k, options.factor_scaling)
+        ctx.save_for_backward(x, g_TGE, h_TGM, keep_TD, *weights)
+        ctx.options = options
+        g_TE, h_TM = g_TGE.unbind(1), h_TGM.unbind(1)
+        ctx.mark_non_differentiable(*g_TE, *h_TM)
+        ctx.set_materialize_grads(False)  # mostly nobody asks for the logits' gradient
+        return *u_TGM.unbind(1), *logits_TGE.unbind(1), *g_TE, *h_TM
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, g_TGE, h_TGM, keep_TD, *weights = ctx.saved_tensors
+        options: Options = ctx.options
+        count = len(weights) // 2
+        As, gates = weights[:count], weights[count:]
+        v_TM, dlogits_TE = grads[:count], grads[count : 2 * count]
+        needs_x, _, *needs = ctx.needs_input_grad
+        # A site that nothing was made of has no gradient, as if it stood alone.
+        reached = [a is not None or b is not None for a, b in zip(v_TM, dlogits_TE, strict=True)]
+        needs_A = [a and b for a, b in zip(needs[:count], reached, strict=True)]
+        needs_gate = [a and b for a, b in zip(needs[count:], reached, strict=True)]
+        grad_x = None
+        grad_As: list[Tensor | None] = [None] * count
+        grad_gates: list[Tensor | None] = [None] * count
+
+        with _no_autocast(x):
+            x_TD = x.reshape(-1, x.shape[-1])
+            nothing_TM = h_TGM.new_zeros(()).expand(h_TGM[:, 0].shape)
+            v_TGM = torch.stack([nothing_TM if v is None else v for v in v_TM], 1)
+            dh_TGM, dh_for_x_TGM, dlogits_TGE = weigh_backward(
+                g_TGE, h_TGM, v_TGM, options.factor_scaling, options.gate_rescale
+            )
+            for site, more_TE in enumerate(dlogits_TE):
+                if more_TE is not None:
+                    dlogits_TGE[:, site] += more_TE
+            dlogits_TH = dlogits_TGE.flatten(1)
+            if any(needs_A):
+                input_TD = x_TD.to(options.dtype)
+                if keep_TD is not None:
+                    input_TD = torch.where(keep_TD, input_TD, 0.0)
+                dA_GMD = product(dh_TGM.flatten(1).T, input_TD).unflatten(0, (count, -1))
+                grad_As = [
+                    dA_MD.view(A.shape).to(A.dtype) if wanted else None
+                    for dA_MD, A, wanted in zip(dA_GMD, As, needs_A, strict=True)
+                ]
+                del input_TD
+            if needs_x:
+                dx_TD = dh_for_x_TGM.flatten(1) @ _side_by_side(As, options.dtype)
+                if keep_TD is not None:
+                    dx_TD.mul_(keep_TD)
+                dx_TD.addmm_(dlogits_TH.to(options.dtype), _side_by_side(gates, options.dtype))
+                grad_x = dx_TD.view(x.shape).to(x.dtype)
+            if any(needs_gate):
+                dgate_GED = weight_by_tokens(dlogits_TH.T, x_TD).unflatten(0, (count, -1))
+                grad_gates = [
+                    dgate_ED.to(gate.dtype) if wanted else None
+                    for dgate_ED, gate, wanted in zip(dgate_GED, gates, needs_gate, strict=True)
+                ]
+        return grad_x, None, *grad_As, *grad_gates
+
+
+class _Leave(torch.autograd.Function):
+    """One node for a site's second factors; beside what `_Enter` keeps it keeps nothing."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        base: Tensor | None,
-        x: Tensor,
-        A: Tensor,
+        base_TO: Tensor | None,
+        u_TM: Tensor,
         B: Tensor,
-        gate: Tensor,
-        options: _Options,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        top_k, scaling, _, dropout, dtype = options
-        with _no_autocast(x):
-            x_TD = x.reshape(-1, A.shape[-1])
-            routing_dtype = _routing_dtype(x, gate)
-            logits_TE = x_TD.to(routing_dtype) @ gate.to(routing_dtype).T
-
-            input_TD, keep_TD = x_TD.to(dtype), None
-            if dropout > 0:
-                keep_TD = torch.empty_like(x_TD, dtype=torch.bool).bernoulli_(1 - dropout)
-                input_TD = torch.where(keep_TD, input_TD, 0.0)
-            # Dropout's 1 / (1 - p) goes into the small weights rather than over all of x.
-            scaling /= 1 - dropout
-
-            h_TM = input_TD @ A.flatten(0, 1).to(dtype).T
-            g_TE, u_TM = weigh_forward(logits_TE, h_TM, top_k, scaling)
-            B_MO = B.flatten(0, 1).to(dtype)
-            if base is not None and base.dtype == dtype:
-                y_TO = torch.addmm(base.reshape(-1, B.shape[-1]), u_TM, B_MO)
-            else:
-                y_TO = u_TM @ B_MO
-                if base is not None:
-                    y_TO = base.reshape(-1, B.shape[-1]) + y_TO.to(base.dtype)
-
-        ctx.save_for_backward(x, A, B, gate, g_TE, h_TM, keep_TD)
+        g_TE: Tensor,
+        h_TM: Tensor,
+        options: Options,
+    ) -> Tensor:
+        ctx.save_for_backward(B, g_TE, h_TM)
         ctx.options = options
-        ctx.mark_non_differentiable(g_TE)
-        ctx.set_materialize_grads(False)  # mostly nobody asks for the logits' gradient
-        return y_TO.view(x.shape[:-1] + B.shape[-1:]), logits_TE, g_TE
+        with _no_autocast(u_TM):
+            B_MO = B.flatten(0, 1).to(options.dtype)
+            if base_TO is not None and base_TO.dtype == options.dtype:
+                return torch.addmm(base_TO, u_TM, B_MO)
+            y_TO = u_TM @ B_MO
+            return y_TO if base_TO is None else base_TO + y_TO.to(base_TO.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_y: Tensor | None, grad_logits_TE: Tensor | None, grad_g_TE: None
-    ) -> tuple[Tensor | None, ...]:
-        x, A, B, gate, g_TE, h_TM, keep_TD = ctx.saved_tensors
-        _, scaling, gate_rescale, dropout, dtype = ctx.options
-        scaling /= 1 - dropout
-        grad_base = grad_y
-        if grad_y is None:  # the loss is of the routing alone
-            grad_y = x.new_zeros(x.shape[:-1] + B.shape[-1:])
-        needs_base, needs_x, needs_A, needs_B, needs_gate = ctx.needs_input_grad[:5]
-        grad_x = grad_A = grad_B = grad_gate = None
-
-        with _no_autocast(x):
-            x_TD = x.reshape(-1, A.shape[-1])
-            dy_TO = grad_y.reshape(-1, B.shape[-1]).to(dtype)
-            # What an expert's output would pull on its hidden entries at weight 1.
-            v_TM = dy_TO @ B.flatten(0, 1).to(dtype).T
-            u_TM, dh_TM, dh_for_x_TM, dlogits_TE = weigh_backward(
-                g_TE, h_TM, v_TM, scaling, gate_rescale
-            )
-            if grad_logits_TE is not None:
-                dlogits_TE = dlogits_TE + grad_logits_TE
+    def backward(ctx: Any, grad_y_TO: Tensor) -> tuple[Tensor | None, ...]:
+        B, g_TE, h_TM = ctx.saved_tensors
+        options: Options = ctx.options
+        needs_base, needs_u, needs_B = ctx.needs_input_grad[:3]
+        v_TM = grad_B = None
+        with _no_autocast(h_TM):
+            dy_TO = grad_y_TO.to(options.dtype)
+            if needs_u:
+                v_TM = dy_TO @ B.flatten(0, 1).to(options.dtype).T
             if needs_B:
-                grad_B = (u_TM.T @ dy_TO).view(B.shape).to(B.dtype)
-            if needs_A:
-                input_TD = x_TD.to(dtype)
-                if keep_TD is not None:
-                    input_TD = torch.where(keep_TD, input_TD, 0.0)
-                grad_A = (dh_TM.T @ input_TD).view(A.shape).to(A.dtype)
-                del input_TD
-            if needs_x:
-                dx_TD = dh_for_x_TM @ A.flatten(0, 1).to(dtype)
-                if keep_TD is not None:
-                    dx_TD.mul_(keep_TD)
-                dx_TD.addmm_(dlogits_TE.to(dtype), gate.to(dtype))
-                grad_x = dx_TD.view(x.shape).to(x.dtype)
-            if needs_gate:
-                grad_gate = (dlogits_TE.T @ x_TD.to(dlogits_TE.dtype)).to(gate.dtype)
-
-        return (grad_base if needs_base else None), grad_x, grad_A, grad_B, grad_gate, None
+                u_TM = weigh_for_factors(g_TE, h_TM, options.factor_scaling, options.gate_rescale)
+                grad_B = product(u_TM.T, dy_TO).view(B.shape).to(B.dtype)
+        return (grad_y_TO if needs_base else None), v_TM, grad_B, None, None, None
 
 
-@fused_on_gpu
-def weigh_forward(
-    logits_TE: Tensor, h_TM: Tensor, top_k: int, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """All that lies between the two products: the gates g, and the weighted hidden entries u."""
-    g_TE = _top_k_softmax(logits_TE, top_k)
-    return g_TE, _weigh(h_TM, scaling * g_TE)
-
-
-@fused_on_gpu
-def weigh_backward(
-    g_TE: Tensor, h_TM: Tensor, v_TM: Tensor, scaling: float, gate_rescale: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Their backward pass, with what ``gate_rescale`` puts in place of g.
-
-    Args:
-        g_TE, h_TM: the gates and the hidden entries of the forward pass.
-        v_TM: what an expert's output would pull on its hidden entries at weight 1, dy B^T.
-        scaling, gate_rescale: as in ``mixture``.
-
-    Returns:
-        The weighted hidden entries for B's gradient, the gradient of the hidden entries for A and
-        for x, and the gradient of the router's logits.
-    """
-    factor_TE = scaling * _factor_weight(g_TE, gate_rescale)
-    dh_TM = dh_for_x_TM = _weigh(v_TM, factor_TE)
-    if gate_rescale == "exact":  # the factors see 1, the input sees the true gate
-        dh_for_x_TM = _weigh(v_TM, scaling * g_TE)
-    # dg_i = scaling * <dy, B_i A_i x>, then back through the softmax. It ran over the chosen
-    # experts only, and g is zero on the others, which stay out of it.
-    dots_TM = h_TM.to(g_TE.dtype) * v_TM  # float16 would underflow here
-    dg_TE = scaling * dots_TM.unflatten(-1, (g_TE.shape[-1], -1)).sum(-1)
-    dlogits_TE = g_TE * (dg_TE - (g_TE * dg_TE).sum(-1, keepdim=True))
-    return _weigh(h_TM, factor_TE), dh_TM, dh_for_x_TM, dlogits_TE
-
-
-def _top_k_softmax(logits_TE: Tensor, top_k: int) -> Tensor:
-    """Softmax on the ``top_k`` largest logits, zero elsewhere.
-
-    The same as softmax over all, top-k, divide by the sum, without a sum that could underflow.
-    """
-    top_TK, expert_TK = logits_TE.topk(top_k, dim=-1, sorted=False)
-    return torch.full_like(logits_TE, -torch.inf).scatter(-1, expert_TK, top_TK).softmax(-1)
-
-
-def _factor_weight(g_TE: Tensor, gate_rescale: str) -> Tensor:
-    """What the gradients of A_i and B_i are weighted with in place of g_i."""
-    if gate_rescale == "none":
-        return g_TE
-    if gate_rescale == "sqrt":
-        return g_TE.sqrt()
-    assert gate_rescale == "exact", gate_rescale
-    # A chosen expert's g underflows to zero only where it adds nothing to the output either.
-    return (g_TE > 0).to(g_TE.dtype)
-
-
-def _weigh(h_TM: Tensor, weight_TE: Tensor) -> Tensor:
-    """Multiply the R hidden entries of each expert with the expert's weight."""
-    h_TER = h_TM.unflatten(-1, (weight_TE.shape[-1], -1))
-    return (h_TER * weight_TE.to(h_TM.dtype).unsqueeze(-1)).flatten(-2)
+def _side_by_side(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The rows of all sites' weights (..., D) in one matrix (rows, D)."""
+    rows = [weight.reshape(-1, weight.shape[-1]).to(dtype) for weight in weights]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _routing_dtype(x: Tensor, gate: Tensor) -> torch.dtype:

@@ -20,6 +20,7 @@ from vlmoe.adapter.goat import segment_length
 from vlmoe.adapter.layer import NO_MERGE, MoELoraLayer, adapted_layers
 from vlmoe.adapter.modules import portable
 from vlmoe.adapter.names import PREFIX, renamed_file
+from vlmoe.adapter.siblings import join_siblings
 from vlmoe.adapter.sites import find_sites, matches, modules_to_save, sites_of_names
 from vlmoe.adapter.targets import target_pattern
 from vlmoe.errors import UserError
@@ -74,6 +75,7 @@ class MoELoraModel(BaseTuner):
         super().inject_adapter(
             model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
         )
+        join_siblings(model, MoELoraLayer)
 
     def _prepare_adapter_config(
         self, peft_config: PeftConfig, model_config: dict[str, Any]

@@ -82,7 +82,7 @@ def seconds_on_h100(config: TrainConfig) -> float:
     Questions that share a picture are counted as if each had its own. Weights in 4 bit are
     multiplied as if they were not.
     """
-    passes = 6 if config.gradient_checkpointing else 4
+    passes = 6 if config.gradient_checkpointing is not False else 4
     return passes * config.batch_size * _question(config.model) / H100
 
 

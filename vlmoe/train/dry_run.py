@@ -11,35 +11,30 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from vlmoe.adapter import adapter_table
 from vlmoe.choices import FIND
 from vlmoe.data.example import Example
 from vlmoe.data.image import ImageError
 from vlmoe.data.mix import Mixture
-from vlmoe.models.family import Reader, family_of
+from vlmoe.models.family import Reader
 from vlmoe.models.load import resolve_dtype
-from vlmoe.models.random import ANSWER_TOKENS, picture_tokens, random_model
+from vlmoe.models.random import ANSWER_TOKENS, picture_tokens
 from vlmoe.models.shapes import find, shape_config
 from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
-from vlmoe.train import setup
+from vlmoe.train import room, setup
+from vlmoe.train.imagined import imagined
 from vlmoe.train.loop import train
 from vlmoe.train.memory import (
     MIB,
     WORDS,
-    base_bytes,
     bytes_of,
     held,
     piece_peak,
-    random_piece,
     trained_bytes,
 )
 from vlmoe.train.settings.config import TrainConfig, shape_of
-from vlmoe.train.unreal import Values
 
 TRIAL_STEPS = 3
 
@@ -53,15 +48,20 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
     dtype = resolve_dtype("bf16" if config.dtype == "auto" else config.dtype, accelerator.device)
     shape = find(shape_of(config.model) or "")
     assert shape is not None
-    base, model, peak = imagined(shape_config(shape), dtype, config, _rows(config, devices))
-    frozen = base_bytes(base, config.quantize, family_of(base.config).unquantized)
+    answer = None
+    if room.is_open(config):
+        config, answer = room.answered(
+            config, accelerator, shape_config(shape), dtype, loaded=False
+        )
+    model, frozen, peak = imagined(shape_config(shape), dtype, config, _rows(config, devices))
     table, adapters = adapter_table(model), trained_bytes(model)
-    picture = picture_tokens(base.config, config.max_picture_tokens)
+    picture = picture_tokens(shape_config(shape), config.max_picture_tokens)
     lines = {
         "model": f"{config.model}, {_words_of(dtype)}{_quantized(config)}",
         "tokens a question": f"{picture + WORDS + ANSWER_TOKENS}, {picture} of them the picture"
         f"{' of 640 x 480' if picture else ''} (taken as given: there is no dataset)",
         **_steps(config, devices, None),
+        **({"memory here": answer} if answer else {}),
     }
     memory = {
         "base": frozen,
@@ -71,21 +71,6 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
         "activations of a piece": peak,
     }
     return _text(table, lines, memory, "not timed: there are no weights")
-
-
-def imagined(
-    shape: PretrainedConfig, dtype: torch.dtype, config: TrainConfig, rows: int
-) -> tuple[PreTrainedModel, PeftModel, int]:
-    """A base without memory, the same adapted, and the peak of one piece of so many questions."""
-    unreal = FakeTensorMode()
-    values = Values(unreal)
-    with unreal, values, no_init_weights():
-        base = random_model(shape, "cpu", dtype)
-        model = setup.adapt(base, config)
-    piece = random_piece(base, rows, config.max_picture_tokens)
-    piece = {name: values.know(value) for name, value in piece.items()}
-    with unreal, values:
-        return base, model, piece_peak(model, piece)
 
 
 def plan(

@@ -66,9 +66,11 @@ class LiveBytes(TorchDispatchMode):
         del self._seen[key]
 
 
-def random_piece(base: Any, rows: int, most: int | None = None) -> dict[str, Tensor]:
-    """A batch of questions about a picture each, of ``most`` tokens at most."""
-    batch = random_batch(base, rows, WORDS + ANSWER_TOKENS, most=most)
+def random_piece(
+    base: Any, rows: int, most: int | None = None, words: int = WORDS
+) -> dict[str, Tensor]:
+    """A batch of questions of so many words about a picture each, of ``most`` tokens at most."""
+    batch = random_batch(base, rows, words + ANSWER_TOKENS, most=most)
     length = batch["input_ids"].shape[1]
     # As if sequences branched, so that the masks are ours: transformers would look into what it is
     # given, and tensors without memory hold nothing.

@@ -15,7 +15,7 @@ from vlmoe.models.forward import use_attention
 from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.metrics import unanswered_lines
 from vlmoe.tasks.task import trainable
-from vlmoe.train import init_adapter, ranks, setup
+from vlmoe.train import init_adapter, ranks, room, setup
 from vlmoe.train.dry_run import plan, plan_of_shape
 from vlmoe.train.evaluation import score_both, validator
 from vlmoe.train.guard import Stop
@@ -72,6 +72,12 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         if config.target == ATTENTION and not config.target_modules and all_seen(examples):
             ranks.all_take_part(accelerator)
         tell_misfits(task, validation, test, say=say)
+        if room.is_open(config):
+            longest = room.longest_words(task, examples)
+            config, answer = room.answered(
+                config, accelerator, base.model.config, base.model.dtype, words=longest
+            )
+            say(answer)
 
         # Adapt it.
         torch.manual_seed(config.seed)

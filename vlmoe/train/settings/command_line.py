@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vlmoe.choices import AUTO, FIND
 from vlmoe.configs import find, names
 from vlmoe.errors import UserError
 from vlmoe.flags import Parser
@@ -98,14 +99,33 @@ def _parser(description: str | None) -> Parser:
             switch = type(field.default) is bool
             shown = "" if field.default is None or switch else f" (default {field.default})"
             options: dict[str, Any] = {"help": docs[field.name].replace("%", "%%") + shown}
-            if switch:
+            if switch and kind.metavar == "BOOL":
                 options["action"] = argparse.BooleanOptionalAction
+            elif switch:
+                options |= {"action": _SwitchOrWord, "type": kind.from_flag}
+                options["metavar"] = kind.metavar
             else:
                 options |= {"type": kind.from_flag, "metavar": kind.metavar}
             flags.add_argument(
                 f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **options
             )
     return parser
+
+
+class _SwitchOrWord(argparse.BooleanOptionalAction):
+    """``--x``, ``--no-x`` or ``--x WORD``."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.nargs = "?"
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
+        if values is None:
+            super().__call__(parser, namespace, values, flag)
+        elif str(flag).startswith("--no-"):
+            parser.error(f"{flag} takes no value, got {values!r}")
+        else:
+            setattr(namespace, self.dest, values)
 
 
 def _run_of(resume: str) -> tuple[str, Path | None]:
@@ -150,6 +170,8 @@ def build_resumed(values: dict[str, Any]) -> TrainConfig:
     if not file.is_file():
         raise UserError(f"nothing to resume: {asked.run_directory} holds no run")
     saved = build(read_yaml(file))
+    # What was answered when the run began stays so, also if it is asked again.
+    values = {key: value for key, value in values.items() if value not in (FIND, AUTO)}
     faults = [
         f"{key} cannot change when a run is resumed: it was {getattr(saved, key)!r}, "
         f"now {getattr(asked, key)!r}"

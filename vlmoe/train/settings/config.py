@@ -83,7 +83,9 @@ class TrainConfig(
         Raises:
             UserError: a piece would have no question.
         """
-        pieces = self.grad_accum or math.ceil(self.batch_size / (DEFAULT_PIECE * devices))
+        pieces = math.ceil(self.batch_size / (DEFAULT_PIECE * devices))
+        if self.grad_accum is not None:  # `auto` is one or more, once it is answered
+            pieces = self.grad_accum if isinstance(self.grad_accum, int) else 1
         if pieces * devices > self.batch_size:
             raise UserError(
                 f"batch_size {self.batch_size} does not go round: {devices} devices with "
@@ -178,7 +180,7 @@ def kinds() -> dict[str, Kind]:
 
 def _faults_between(config: TrainConfig) -> Iterator[str]:
     """What is wrong between settings of different groups."""
-    if config.grad_accum is not None and config.grad_accum > config.batch_size >= 1:
+    if isinstance(config.grad_accum, int) and config.grad_accum > config.batch_size >= 1:
         yield (
             f"grad_accum {config.grad_accum} is above batch_size {config.batch_size}: "
             "a step cannot have more pieces than questions"

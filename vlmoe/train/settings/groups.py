@@ -227,11 +227,12 @@ class MemorySettings(Group):
 
     heading = "memory and speed"
 
-    grad_accum: int | None = None
-    """pieces a step is computed in, on each device: more pieces, less memory, the same mathematics
-    (default: pieces of at most 5 questions)"""
-    gradient_checkpointing: bool = False
-    """compute activations twice instead of keeping them: slower, far less memory"""
+    grad_accum: int | Literal["auto"] | None = None
+    """pieces a step is computed in, on each device: more pieces, less memory, the same mathematics;
+    auto: the largest pieces that fit the device (default: pieces of at most 5 questions)"""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """compute activations twice instead of keeping them: slower, far less memory; auto: only if
+    the device is too small without it"""
     pack_tokens: int | None = None
     """questions share a picture's tokens in sequences of at most so many (default: the longest
     that the model takes)"""

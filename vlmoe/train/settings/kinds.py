@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from vlmoe.choices import ALL, FIND, NONE
+from vlmoe.choices import ALL, AUTO, FIND, NONE
 from vlmoe.flags import unknown_value
 from vlmoe.optim.options import LARGEST
 
@@ -75,6 +75,11 @@ def rate_or_find(text: str) -> float | str:
     return text if text == FIND else float(text)
 
 
+def count_or_auto(text: str) -> int | str:
+    """``5`` is a number; ``auto`` is itself. Raises ``ValueError`` on anything else."""
+    return text if text == AUTO else int(text)
+
+
 def kind_of(hint: Any) -> Kind:
     """The kind of a dataclass field of this type; ``| None`` makes no difference."""
     if get_origin(hint) in (types.UnionType, Union):
@@ -89,6 +94,12 @@ def _is(kind: type) -> Callable[[Any], bool]:
 
 def _no_text(text: str) -> Any:
     raise ValueError(f"{text!r} is not true or false")
+
+
+def _auto(text: str) -> str:
+    if text != AUTO:
+        raise ValueError(f"{text!r} is not {AUTO}")
+    return text
 
 
 _KINDS: dict[Any, Kind] = {
@@ -117,6 +128,18 @@ _KINDS: dict[Any, Kind] = {
         count_or_none,
         lambda value: type(value) is int or value == NONE,
     ),
+    frozenset({int, Literal["auto"]}): Kind(
+        f"of type int or {AUTO!r}",
+        f"INT|{AUTO}",
+        count_or_auto,
+        lambda value: type(value) is int or value == AUTO,
+    ),
+    frozenset({bool, Literal["auto"]}): Kind(
+        f"true, false or {AUTO!r}",
+        AUTO,
+        _auto,
+        lambda value: type(value) is bool or value == AUTO,
+    ),
     frozenset({float, str}): Kind(
         f"a number or {FIND!r}",
         f"FLOAT|{FIND}",
@@ -142,7 +165,7 @@ def at_least_one(settings: object, *names: str) -> Iterator[str]:
     """Settings of these names that are below 1."""
     for name in names:
         value = getattr(settings, name)
-        if value not in (None, ALL) and min(listed(value)) < 1:
+        if value not in (None, ALL, AUTO) and min(listed(value)) < 1:
             yield f"{name} must be at least 1, got {value}"
 
 

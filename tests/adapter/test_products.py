@@ -1,0 +1,40 @@
+"""Products in float32 of operands in bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlmoe.adapter import products
+
+
+def test_three_terms_are_the_number():
+    draw = torch.Generator().manual_seed(0)
+    numbers = torch.randn(1000, generator=draw) * 10 ** (8 * torch.randn(1000, generator=draw))
+    terms = products.bfloat16_terms(numbers)
+    assert {term.dtype for term in terms} == {torch.bfloat16}
+    assert torch.equal(sum(term.double() for term in terms).float(), numbers)
+
+
+@pytest.mark.parametrize("terms", [True, False])
+def test_the_large_one_need_not_be_copied(terms, monkeypatch):
+    """What runs on a GPU, here without its product of halves that sums in float32."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 300, generator=draw).bfloat16()
+    weight = torch.randn(300, 5, generator=draw)
+    other = torch.randn(7, 40, generator=draw)
+    monkeypatch.setattr(products, "_by_terms", lambda x, weight: terms)
+    for got, wanted in (
+        (products.tokens_by_weight(x, weight), x.double() @ weight.double()),
+        (products.weight_by_tokens(other, x), other.double() @ x.double()),
+    ):
+        assert got.dtype == torch.float32
+        assert (got - wanted).abs().max() < 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sums_are_float32_at_least(dtype):
+    a, b = torch.ones(3, 5000, dtype=dtype) / 7, torch.ones(5000, 2, dtype=dtype)
+    got = products.product(a, b)
+    assert got.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(got.double(), a.double() @ b.double(), rtol=1e-5, atol=0)
