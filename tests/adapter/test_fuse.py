@@ -5,6 +5,7 @@ On a GPU the default backend fuses them (tests/gpu); here the same trace runs wi
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -39,6 +40,27 @@ def test_compiled_as_plain(gate_rescale):
         for one, other in zip(got, wanted, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs one of C++")
+def test_a_dozen_sizes_through_the_compiler_of_torch():
+    """As on a GPU, by the default backend: agreement, and few compilations for many sizes."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    draw = torch.Generator().manual_seed(0)
+    for function, most in ((weigh.weigh_forward, 3), (weigh.weigh_backward, 3)):
+        counters.clear()
+        fast = torch.compile(function.__wrapped__, dynamic=True, fullgraph=True)
+        for step in range(12):
+            tokens, sites = 1 + 37 * step, (1, 3)[step % 2]
+            logits = torch.randn(tokens, sites, 5, generator=draw)
+            h, v = (torch.randn(tokens, sites, 10, generator=draw) for _ in range(2))
+            given = (logits, h, 3, 4.0)
+            if function is weigh.weigh_backward:
+                given = (weigh.weigh_forward(*given)[0], h, v, 4.0, "sqrt")
+            for one, other in zip(fast(*given), function(*given), strict=True):
+                torch.testing.assert_close(one, other)
+        assert 1 <= counters["stats"]["unique_graphs"] <= most
 
 
 class Two(torch.nn.Module):

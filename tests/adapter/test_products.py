@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vlmoe.adapter import products
+from vlmoe.adapter import fuse, mixture, products
 
 
 def test_three_terms_are_the_number():
@@ -38,3 +39,18 @@ def test_sums_are_float32_at_least(dtype):
     got = products.product(a, b)
     assert got.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(got.double(), a.double() @ b.double(), rtol=1e-5, atol=0)
+
+
+def test_the_ways_of_a_gpu_are_open(monkeypatch):
+    """Shapes and dtypes alone: tensors of a CUDA device, without one."""
+    monkeypatch.setenv(fuse.SWITCH, "0")
+    with FakeTensorMode(), torch.no_grad():
+        a, b = (torch.ones(s, device="cuda", dtype=torch.bfloat16) for s in ((6, 40), (40, 8)))
+        assert products.product(a, b).dtype == torch.float32
+        weight = torch.ones(40, 5, device="cuda")
+        assert products.tokens_by_weight(a, weight).shape == (6, 5)
+        found = products.weight_by_tokens(torch.ones(3, 6, device="cuda"), a)
+        assert (found.shape, found.dtype) == ((3, 40), torch.float32)
+        A, B, gate = (torch.ones(s, device="cuda") for s in ((4, 2, 40), (4, 2, 9), (4, 40)))
+        y = mixture(a, A, B, gate, top_k=2, scaling=1.0, dropout=0.1)
+        assert (y.shape, y.dtype, y.device.type) == ((6, 9), torch.bfloat16, "cuda")

@@ -24,6 +24,7 @@ from vlmoe.data.example import Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import check_logits, longest, sharing_fault, tree_mask
+from vlmoe.models.flex import FLEX
 from vlmoe.models.forward import logits_at, use_attention
 from vlmoe.models.load import Base, load_base, load_reader
 from vlmoe.tasks.collator import Collator
@@ -265,7 +266,7 @@ def test_only_the_logits_that_are_read_are_made(tmp_path):
     assert sizes == [(len(asked), len(made.collator.answer)), (len(asked),)]
 
 
-@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["eager", FLEX])
 def test_other_attentions(tmp_path, attention):
     """FlexAttention has no backward pass on the CPU; its mask can be held to SDPA's there."""
     made = make(tmp_path, dtype=torch.float32)
@@ -392,7 +393,7 @@ def test_attention_by_name(tmp_path):
 def test_block_mask_of_flex_attention_is_the_same(window):
     seen_until = torch.tensor([[6, 3, 3, 6, 6, 6, 7], [2, 2, 5, 5, 5, 6, 7]])
     along = window, torch.tensor([[0, 1, 2, 1, 2, 3, 0], [0, 1, 0, 1, 2, 0, 0]])
-    blocks = tree_mask(seen_until, "flex_attention", torch.float32, *along)
+    blocks = tree_mask(seen_until, FLEX, torch.float32, *along)
     dense = tree_mask(seen_until, "sdpa", torch.float32, *along)[:, 0] == 0
     assert bool(dense[0, 4, 0]) == (window is None)  # two steps away, though
     assert bool(dense[0, 3, 0])  # a step away, with others between them

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.models_for_tests import save_small_llava
 from tests.train.test_loop import examples, make_run, siblings
 from vlmoe.models.load import load_base
+from vlmoe.models.transfer import sent
 from vlmoe.optim import precondition, riemannian
 from vlmoe.tasks.collator import Collator
 from vlmoe.train.guard import Stop
 from vlmoe.train.loop import answer_loss, step
-from vlmoe.train.transfer import sent
 
 aten = torch.ops.aten
 WAITS = {

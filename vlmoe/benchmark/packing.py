@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmoe.benchmark.measure import Work
+from vlmoe.models import flex
 from vlmoe.models.forward import logits_at
 from vlmoe.models.random import random_batch
 from vlmoe.train.loop import answer_loss
@@ -42,7 +43,7 @@ def packing_works(
         }
         runs = {ALONE: (False, "sdpa"), SHARED: (True, "sdpa")}
         if llava.device.type == "cuda":
-            runs[FLEX] = (True, "flex_attention")
+            runs[FLEX] = (True, flex.FLEX)
         return {
             name: Work(_prepare(model, train, attention), run(batches[share]))
             for name, (share, attention) in runs.items()

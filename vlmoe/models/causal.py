@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 
 from vlmoe.errors import UserError
+from vlmoe.models.flex import FLEX, block_mask
 
 # Language models whose tokens depend on the tokens before them and their distance alone, as built
 # by transformers, and which a test holds to that.
 EXACT = ("gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of kinds of layers
 DENSE = (None, "sdpa", "eager")  # implementations that take a mask as a tensor
-MASKED = (*DENSE, "flex_attention")
+MASKED = (*DENSE, FLEX)
 
 
 def causal_inputs(
@@ -82,19 +83,11 @@ def tree_mask(
         positions: (R, S), of each token on its way from the root; for a window.
 
     Returns:
-        What is added to the scores (R, 1, S, S), or for ``flex_attention`` its block mask.
+        What is added to the scores (R, 1, S, S), or for ``FLEX`` its block mask.
     """
-    rows, tokens = seen_until.shape
-    if attention == "flex_attention":
-
-        def sees(row: Tensor, head: Tensor, t: Tensor, s: Tensor) -> Tensor:
-            along = (s <= t) & (t < seen_until[row, s])
-            if window is None or positions is None:
-                return along
-            return along & (positions[row, t] - positions[row, s] < window)
-
-        return create_block_mask(sees, rows, None, tokens, tokens, seen_until.device)
-    t = torch.arange(tokens, device=seen_until.device)[:, None]
+    if attention == FLEX:
+        return block_mask(seen_until, window, positions)
+    t = torch.arange(seen_until.shape[1], device=seen_until.device)[:, None]
     sees_RTS = (t >= t.T) & (t < seen_until[:, None])
     if window is not None and positions is not None:
         sees_RTS &= positions[:, :, None] - positions[:, None] < window

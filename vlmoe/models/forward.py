@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from vlmoe.choices import ATTENTIONS
 from vlmoe.errors import UserError
 from vlmoe.models.family import family_of
+from vlmoe.models.flex import FLEX
 
 
 def logits_at(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -116,13 +117,13 @@ def use_attention(model: nn.Module, attention: str) -> None:
             )
         if fault := flex_fault(base.config):
             raise UserError(f"--attention flex: {fault}; leave it out")
-        base.get_decoder().set_attn_implementation("flex_attention")
+        base.get_decoder().set_attn_implementation(FLEX)
 
 
 def flex_fault(config: PretrainedConfig) -> str | None:
     """Why a model must not attend by FlexAttention, which goes for another way; None if it may."""
     family, flex = family_of(config), copy.deepcopy(config)
-    flex.get_text_config()._attn_implementation = "flex_attention"
+    flex.get_text_config()._attn_implementation = FLEX
     fault = family.sharing_fault(flex)
     return None if fault == family.sharing_fault(config) else fault
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Every dtype is chosen by hand inside. Devices without autocast have nothing to switch off."""
+    there = is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if there else nullcontext()
 
 
 @contextmanager
@@ -35,7 +42,7 @@ def full_precision(device_type: str) -> Iterator[None]:
     found = [backend.fp32_precision for backend in backends]
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device_type, enabled=False):
+        with no_autocast(device_type):
             yield
     finally:
         torch.set_float32_matmul_precision(legacy)

@@ -188,6 +188,7 @@ class Collator:
             ``scoring``'s batch, and ``option_ids``, ``option_mask`` (N, options, L): each text's
             tokens, ended by padding, the rows filled with empty ones where there are fewer options.
             ``read_at`` has their shape too: where the states stand that predict the tokens.
+            ``option_at`` (K,): where all K of them stand, in these when flattened.
         """
         starts = [[*self._prompt_ids(example), *self.answer.lead] for example in examples]
         texts = [self._option_ids(example) for example in examples]
@@ -209,7 +210,9 @@ class Collator:
                 option_ids[there] = torch.tensor(ids)
                 option_mask[there] = 1
                 read_at[there] = torch.tensor(next(path)[-len(ids) :])
-        more = {"option_ids": option_ids, "option_mask": option_mask, "read_at": read_at}
+        option_at = option_mask.flatten().nonzero().flatten()
+        more = {"option_ids": option_ids, "option_mask": option_mask, "read_at": read_at,
+                "option_at": option_at}  # fmt: skip
         return {**batch, **more}
 
     def length(self, example: Example, *, picture: bool) -> int:

@@ -23,6 +23,7 @@ from vlmoe.errors import UserError
 from vlmoe.finite import NO_NUMBERS, NotFinite
 from vlmoe.models.family import Patches
 from vlmoe.models.forward import followed_by, following, logits_at, next_logits, states_at
+from vlmoe.models.transfer import sent
 from vlmoe.tasks.collator import Collator
 
 
@@ -271,12 +272,14 @@ class Predictor:
 
     def _moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device = next(self.model.parameters()).device
-        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        return {name: sent(value, device) for name, value in batch.items()}
 
     def _answer(
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
-        letters = logits_at(self.model, batch)[:, list(self.collator.letter_ids)].float().cpu()
+        logits = logits_at(self.model, batch)
+        ids = sent(torch.tensor(self.collator.letter_ids), logits.device)
+        letters = logits.index_select(1, ids).float().cpu()
         predictions = []
         for row, example in zip(letters, examples, strict=True):
             logits = row[: len(example.choices)]

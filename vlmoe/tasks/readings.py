@@ -35,16 +35,17 @@ class OptionPredictor(Predictor):
     ) -> list[Prediction]:
         # N questions, O options, L tokens of the longest option; K tokens in all
         mask_NOL = batch["option_mask"]
-        kept = mask_NOL.bool()
-        batch["read_at"] = batch["read_at"][kept]
+        at_K = batch["option_at"]
+        batch["read_at"] = batch["read_at"].flatten()[at_K]
         states = states_at(self.model, batch).split(LOGITS_AT_ONCE)
-        ids = batch["option_ids"][kept].split(LOGITS_AT_ONCE)
+        ids = batch["option_ids"].flatten()[at_K].split(LOGITS_AT_ONCE)
         to_logits = head(self.model)
         log_K = [
             to_logits(some).double().log_softmax(-1).gather(-1, these[:, None]).squeeze(-1)
             for some, these in zip(states, ids, strict=True)
         ]
-        log_NOL = mask_NOL.double().masked_scatter(kept, torch.cat(log_K))
+        log_NOL = torch.zeros_like(mask_NOL, dtype=torch.double)
+        log_NOL.view(-1).index_copy_(0, at_K, torch.cat(log_K))
         scores_NO = (log_NOL.sum(-1) / mask_NOL.sum(-1)).cpu()
         predictions = []
         for row, example in zip(scores_NO, examples, strict=True):

@@ -16,13 +16,13 @@ from vlmoe.adapter.gradients import check_gradients
 from vlmoe.adapter.routing import summary
 from vlmoe.data.example import Example
 from vlmoe.models.forward import logits_at
+from vlmoe.models.transfer import sent
 from vlmoe.optim.recipe import clip_gates
 from vlmoe.train import ranks
 from vlmoe.train.batches import make_order, piece_weights, pieces
 from vlmoe.train.guard import UNDECODABLE, Interrupted, Stop, Undecodable, is_unsound
 from vlmoe.train.record.log import Clock
 from vlmoe.train.state import Run
-from vlmoe.train.transfer import sent
 
 Batch = dict[str, Tensor]
 
