@@ -39,8 +39,8 @@ def content_of(url: str, megabytes: int, param: str) -> bytes:
             "fetched or opened",
             param,
         )
-    length = len(url) - head.end()
-    if length * 3 // 4 > megabytes * 1_000_000:
+    length = (len(url) - head.end()) * 3 // 4 - url.count("=", -2)
+    if length > megabytes * 1_000_000:
         raise Fault(f"{param} holds a file larger than {megabytes} MB: shrink the picture", param)
     try:
         return base64.b64decode(url[head.end() :], validate=True)
