@@ -18,7 +18,7 @@ from PIL import Image
 from tests.parquet_source import shade, torn
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
-from vlmoe.data.prepare import Rejected
+from vlmoe.data.record import Rejected
 from vlmoe.data_prep import check, jsonl
 from vlmoe.data_prep.cells import Pictures
 from vlmoe.data_prep.items import Item, Items

@@ -20,17 +20,8 @@ from typing import Any, Unpack
 
 from vlmoe.data.image import ImageError
 from vlmoe.data.pictures import Picture
-from vlmoe.data.prepare import (
-    ALL_SPLITS,
-    SPLITS,
-    TO_DRAW,
-    LeftOut,
-    Question,
-    Record,
-    Rejected,
-    Writing,
-    write_dataset,
-)
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import ALL_SPLITS, SPLITS, TO_DRAW, LeftOut, Question, Record, Rejected
 from vlmoe.data.turn import PICTURE
 from vlmoe.data_prep import command
 from vlmoe.data_prep.cells import Pictures

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmoe.data.example import LETTERS, UNLABELLED
 from vlmoe.data.lettering import LettersOutOfOrder, narrow, read_mark, strip_letters
-from vlmoe.data.prepare import LETTERED
+from vlmoe.data.record import LETTERED
 from vlmoe.data.turn import PICTURE
 from vlmoe.data_prep.cells import INSIDE
 from vlmoe.data_prep.fault import Fault

@@ -285,4 +285,4 @@ class _Collate:
 
 
 def _blind(examples: Sequence[Example]) -> list[Example]:
-    return [replace(example, image=None) for example in examples]
+    return [example.blind() for example in examples]
