@@ -99,7 +99,7 @@ class GeneratePredictor(Predictor):
 
     def parse(self, text: str, example: Example) -> int | None:
         """The option that a text names; None if it names none."""
-        return parse_answer(text, example.choices)
+        return parse_answer(text, example.choices) if example.choices else None
 
     def _greedy(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What each row says (N, T), and whether all the logits it was read off were numbers (N,).
