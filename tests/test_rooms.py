@@ -25,6 +25,7 @@ ROOMS = (
     {"tasks"},
     {"train"},
     {"data_prep", "study", "benchmark", "demo", "lessons", "watch", "export"},
+    {"serve", "push"},
     {"commands", "from_python"},
     {"__main__"},
 )

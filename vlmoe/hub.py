@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 RUNS = "runs"  # the folder that runs are written to is no user's name
+SETTINGS = "config.yaml"
+"""How a pushed adapter's questions were put; beside its own files, as in the folder of a run."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form ``user/name``."""
+    return bool(_HUB_ID.fullmatch(name))
 
 
 def why_not_hub(name: str, file: str) -> str | None:
@@ -19,7 +26,7 @@ def why_not_hub(name: str, file: str) -> str | None:
         file: what a repository of that kind holds.
     """
     parent = Path(name).parent
-    if not _HUB_ID.fullmatch(name) or (parent.name == RUNS and not parent.is_dir()):
+    if not is_hub_id(name) or (parent.name == RUNS and not parent.is_dir()):
         return "no such directory"
     if not parent.is_dir():
         return None

@@ -21,6 +21,8 @@ COMMANDS = {
     "benchmark": "time a step beside PEFT's LoRA and the usual loop over experts",
     "export": "a trained mixture -> one plain LoRA, and what that loses",
     "configs": "the settings that come with the package",
+    "push": "an adapter and its card to the Hugging Face hub",
+    "serve": "an adapted model for OpenAI's clients, on this machine",
     "demo": "a page to ask an adapted model, and to see its experts",
 }
 """Every command, and what it does; its code is ``vlmoe/commands/NAME.py``."""

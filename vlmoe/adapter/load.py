@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from safetensors import SafetensorError, safe_open
@@ -22,7 +24,7 @@ from vlmoe.adapter.names import WEIGHT, renamed_file
 from vlmoe.adapter.sites import find_sites, matches, modules_to_save
 from vlmoe.errors import UserError
 from vlmoe.finite import check_finite
-from vlmoe.hub import why_not_hub
+from vlmoe.hub import SETTINGS, why_not_hub
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -103,6 +105,8 @@ def find_adapter(path: str | Path) -> Path:
     try:
         config_file = hf_hub_download(str(path), CONFIG_FILE)
         hf_hub_download(str(path), WEIGHTS_FILE)
+        with suppress(EntryNotFoundError):  # `vlmoe push` puts it there; others know of no such
+            hf_hub_download(str(path), SETTINGS)
     # The hub's library raises a score of types for no network, no such repository, no such file.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]

@@ -25,8 +25,6 @@ from vlmoe.files import new_directory, write_json, write_text, writing
 from vlmoe.flags import Parser
 from vlmoe.train.record.finished import settings_of
 
-EXPORT = "export.json"
-MERGED = "merged"
 GIB = 2**30
 
 
@@ -84,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     from vlmoe.adapter.load import find_adapter, read_base_name, read_config, read_shapes
     from vlmoe.export.plan import plan, shapes_in
-    from vlmoe.export.write import whole_modules
+    from vlmoe.export.write import EXPORT, whole_modules
 
     folder = find_adapter(args.adapter)
     config = read_config(folder)
@@ -123,7 +121,7 @@ def _export(
     from vlmoe.adapter import load_adapter
     from vlmoe.export.losses import card, losses, losses_text
     from vlmoe.export.make import make
-    from vlmoe.export.write import write_lora, write_merged
+    from vlmoe.export.write import EXPORT, MERGED, write_lora, write_merged
     from vlmoe.models.load import load_base, local_folder, resolve_device
     from vlmoe.tasks.kinds import task_of
     from vlmoe.tasks.score import check_sound

@@ -143,6 +143,7 @@ class Engine:
         *,
         temperature: float = 0.0,
         max_new_tokens: int = 64,
+        seed: int | None = None,
     ) -> Iterator[tuple[Said, Asked]]:
         """Answer the last turn's question, token by token.
 
@@ -163,6 +164,7 @@ class Engine:
             batch,
             max_new_tokens=int(max_new_tokens),
             temperature=temperature,
+            seed=seed,
             seconds=self.limits.seconds,
         )
         # Each token is a turn of its own: whoever stops listening holds nothing up.

@@ -57,8 +57,12 @@ class Limits:
             raise UserError(self.no_upload)
         if file.stat().st_size > self.upload_mb * 1_000_000:
             raise UserError(f"The picture's file is larger than {self.upload_mb} MB: shrink it.")
+        return self.decoded(file.read_bytes())
+
+    def decoded(self, content: bytes) -> Image.Image:
+        """Decode a picture's file. Raises ``UserError`` if it has too many pixels or is none."""
         try:
-            return load_rgb(file.read_bytes(), self.megapixels * 1_000_000)
+            return load_rgb(content, self.megapixels * 1_000_000)
         except ImageError as error:
             raise UserError(f"The picture cannot be used: {error.reason}.") from error
 

@@ -16,13 +16,15 @@ FIRST_PORT, PORTS = 7860, 100
 
 
 @contextmanager
-def bound(host: str, port: int | None) -> Iterator[tuple[socket.socket, str]]:
-    """A socket on that port, or on the first free one from 7860, and its URL.
+def bound(
+    host: str, port: int | None, first: int = FIRST_PORT
+) -> Iterator[tuple[socket.socket, str]]:
+    """A socket on that port, or on the first free one from ``first``, and its URL.
 
     Raises:
         UserError: there is no such address here, or the port is taken.
     """
-    ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS)
+    ports = [port] if port is not None else range(first, first + PORTS)
     fault: OSError | None = None
     for one in ports:
         try:
@@ -34,7 +36,7 @@ def bound(host: str, port: int | None) -> Iterator[tuple[socket.socket, str]]:
             shown = "localhost" if host == "0.0.0.0" else host
             yield listening, f"http://{f'[{shown}]' if ':' in shown.strip('[]') else shown}:{one}/"
         return
-    raise UserError(f"cannot open the page: {fault}; give another --port or --host") from fault
+    raise UserError(f"cannot listen there: {fault}; give another --port or --host") from fault
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -82,7 +84,7 @@ def served(
     thread.start()
     while not server.started:
         if not thread.is_alive():
-            raise UserError("cannot open the page: the server ended at once; the log says why")
+            raise UserError("cannot listen there: the server ended at once; the log says why")
         time.sleep(0.01)
     try:
         yield

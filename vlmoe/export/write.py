@@ -19,6 +19,9 @@ from vlmoe.errors import UserError
 from vlmoe.export.fit import Factors
 from vlmoe.finite import check_finite
 
+EXPORT = "export.json"
+"""The report, and what an export's folder is known by."""
+MERGED = "merged"
 _PEFT = "base_model.model."
 
 

@@ -174,6 +174,7 @@ class Predictor:
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
+        seed: int | None = None,
         seconds: float = math.inf,
     ) -> Iterator[Said]:
         """Answer an open question, token by token.
@@ -185,6 +186,7 @@ class Predictor:
             batch: one row, as ``collator.talking`` makes it.
             max_new_tokens: tokens to say at most.
             temperature: 0 says the likeliest token, more samples from softmax(logits / it).
+            seed: of what is sampled; None: torch's own.
             seconds: after which no further token is begun.
 
         Yields:
@@ -196,8 +198,11 @@ class Predictor:
         finish = time.monotonic() + seconds
         reader = self.collator.reader
         inputs, cache, tokens, end = self._moved(batch), None, [], ""
+        chance = None
+        if seed is not None:
+            chance = torch.Generator(inputs["input_ids"].device).manual_seed(seed)
         while not end:
-            token, cache = self._next(inputs, cache, temperature)
+            token, cache = self._next(inputs, cache, temperature, chance)
             inputs = following(inputs, torch.full_like(inputs["input_ids"][:, :1], token))
             if token in reader.ends:
                 end = "end"
@@ -247,7 +252,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _next(
-        self, inputs: dict[str, torch.Tensor], cache: Any, temperature: float
+        self,
+        inputs: dict[str, torch.Tensor],
+        cache: Any,
+        temperature: float,
+        chance: torch.Generator | None,
     ) -> tuple[int, Any]:
         with _evaluating(self.model):
             found, cache = next_logits(self.model, inputs, cache)
@@ -255,7 +264,8 @@ class Predictor:
         if not logits.isfinite().all():
             raise NotFinite(NO_NUMBERS)
         if temperature > 0:  # the largest is 0 first, so that nothing overflows
-            token = torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1)
+            shares = ((logits - logits.max()) / temperature).softmax(-1)
+            token = torch.multinomial(shares, 1, generator=chance)
         else:
             token = logits.argmax()
         return int(token), cache
@@ -313,6 +323,10 @@ def _readable(piece: str) -> str:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    # To set every mode takes as long as a small model takes for a token: it is done where it must.
+    if not any(module.training for module in model.modules()):
+        yield
+        return
     was_training = model.training
     model.eval()
     try:

@@ -10,7 +10,7 @@ import pytest
 from tests.demo.conftest import NEEDS
 from tests.demo.guard.asgi import Inner, ask, request
 from vlmoe.demo.guard.asgi import answer
-from vlmoe.demo.guard.bodies import BodyLimit, declared, form
+from vlmoe.demo.guard.bodies import BodyLimit, Room, declared, form
 
 pytest.importorskip("starlette", reason=NEEDS)
 
@@ -76,3 +76,28 @@ def test_a_trickle():
         return sent[0]["status"]
 
     assert asyncio.run(trickle()) == 408
+
+
+def test_bodies_share_a_room():
+    """Bytes count from when they come until the request is answered, for each address."""
+    room = Room(100, 60)
+    inner = Inner()
+    guard = BodyLimit(inner, 1000, room=room)
+    held: list[int] = []
+
+    async def look(scope, receive, send):
+        await inner(scope, receive, send)
+        held.append(room.taken.total())
+
+    assert ask(guard, request("/", "POST"), [b"x" * 30, b"x" * 30]).status == 200
+    assert ask(BodyLimit(look, 1000, room=room), request("/", "POST"), [b"x" * 60]).status == 200
+    assert held == [60]
+    assert not room.taken
+    answer = ask(guard, request("/", "POST"), [b"x" * 30, b"x" * 31])
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert "no room" in answer.detail
+    assert not room.taken
+    room.take("somebody", 60)
+    for size, status in ((40, 200), (41, 503)):
+        assert ask(guard, request("/", "POST"), [b"x" * size]).status == status
+    assert room.taken == {"somebody": 60}

@@ -25,6 +25,7 @@ ODD = {
     "Infinity": (b"[-Infinity]", "-Infinity, which is no number"),
     "a surrogate": (rb'["\ud800"]', "half a character"),
     "a surrogate as a key": (rb'{"\udc00": 1}', "half a character"),
+    "a key twice": (b'[{"a": 1, "b": 2, "a": 1}]', "a key stands twice"),
     "no JSON": (b"{", "no JSON"),
     "nothing": (b"", "no JSON"),
     "no UTF-8": (b'["\xff"]', "not UTF-8"),

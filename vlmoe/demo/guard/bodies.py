@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, header
+from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, address, header
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
+
+
+class Room:
+    """Memory for the bodies of requests that are in hand.
+
+    Args:
+        most: bytes of all together.
+        each: bytes of one address.
+    """
+
+    def __init__(self, most: int, each: int):
+        self.most, self.each = most, each
+        self.taken: Counter[str] = Counter()
+
+    def take(self, who: str, size: int) -> None:
+        """Count some bytes. Raises ``Refused`` if there is no room for them."""
+        if self.taken[who] + size > self.each or self.taken.total() + size > self.most:
+            self.give_back(who, 0)
+            raise Refused(503, "There is no room for the request now: try again later.", after=5)
+        self.taken[who] += size
+
+    def give_back(self, who: str, size: int) -> None:
+        """They are needed no more."""
+        self.taken[who] -= size
+        if not self.taken[who]:
+            del self.taken[who]
 
 
 class BodyLimit:
@@ -21,6 +48,7 @@ class BodyLimit:
         most: bytes, of all requests or by the request.
         pause: longest time without a byte of it, in seconds.
         whole: longest time until all of it is there, in seconds.
+        room: for all bodies, from their first byte until their requests are answered.
     """
 
     def __init__(
@@ -29,10 +57,11 @@ class BodyLimit:
         most: int | Callable[[Scope], int],
         pause: float = 10,
         whole: float = 120,
+        room: Room | None = None,
     ):
         self.app = app
         self.most = most if callable(most) else lambda _: most
-        self.pause, self.whole = pause, whole
+        self.pause, self.whole, self.room = pause, whole, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,9 +71,10 @@ class BodyLimit:
         if declared(scope) > most:
             raise _too_large(most)
         left, more, finish = most, True, time.monotonic() + self.whole
+        who, held = address(scope), 0
 
         async def counted() -> Message:
-            nonlocal left, more
+            nonlocal left, more, held
             if not more:  # what comes now is that the visitor went away, whenever that is
                 return await receive()
             patience = min(self.pause, finish - time.monotonic())
@@ -56,9 +86,16 @@ class BodyLimit:
             more = bool(message.get("more_body"))
             if left < 0:
                 raise _too_large(most)
+            if self.room is not None:
+                self.room.take(who, most - left - held)
+                held = most - left
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            if self.room is not None:
+                self.room.give_back(who, held)
 
 
 def declared(scope: Scope) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from vlmoe.demo.guard.asgi import App, Message, Receive, Refused, Scope, Send, answer
 
@@ -13,10 +15,15 @@ class Refusals:
     """Answers for ``Refused``, wherever it was raised; takes HTTP only.
 
     A fault of the program is still logged with its traceback, and told to nobody.
+
+    Args:
+        told: a refusal as JSON.
     """
 
-    def __init__(self, app: App):
-        self.app = app
+    def __init__(
+        self, app: App, told: Callable[[Refused], Any] = lambda refused: {"detail": refused.text}
+    ):
+        self.app, self.told = app, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -41,7 +48,7 @@ class Refusals:
                 refused = Refused(500, "Something went wrong; the server's log says what.")
             if not begun:
                 after = [] if refused.after is None else [(b"retry-after", _seconds(refused.after))]
-                await answer(send, refused.status, {"detail": refused.text}, after)
+                await answer(send, refused.status, self.told(refused), after)
             elif not ended:  # an answer that was under way ends there
                 await send({"type": "http.response.body", "body": b""})
 

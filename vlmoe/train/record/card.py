@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ _NOT_LLAVA = (
     "says how LLaVA would do.\n"
 )
 
+_HERE = "  # this run, or its adapter/"
 _PICTURE = 'Image.new("RGB", (336, 336), "red")  # or Image.open("a-picture.jpg")'
 
 
@@ -96,10 +98,15 @@ transformers {transformers.__version__}, peft {peft.__version__}.
 """
 
 
+def card_on_the_hub(card: str, name: str) -> str:
+    """A model card that loads the adapter by its name on the hub, and not from this run."""
+    return re.sub(rf"(load_adapter\(base\.model, ).*\){_HERE}", rf"\g<1>{name!r})", card)
+
+
 def _use(config: TrainConfig, described: Described | None, *, sees: bool) -> str:
     """The adapter's use, as a program."""
     loaded = f"""base = load_base({config.model!r}{_loading(config)})
-model = load_adapter(base.model, {str(config.run_directory)!r})  # this run, or its adapter/"""
+model = load_adapter(base.model, {str(config.run_directory)!r}){_HERE}"""
     if described is not None:
         return f"""import vlmoe
 from vlmoe.adapter import load_adapter

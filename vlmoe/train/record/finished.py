@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmoe.choices import DEFAULT_MODEL
 from vlmoe.errors import UserError
+from vlmoe.hub import SETTINGS
 from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, read_yaml
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
 NONE = "none"  # what --adapter calls the bare base
+HOW_ASKED = ("image_fit", "prompt", "max_picture_tokens")
+"""The settings that say how a question is put."""
 BASE = "base"  # what tables, directories and menus call it
 
 
@@ -53,12 +56,15 @@ def settings_of(adapter: Path) -> dict[str, Any]:
     """The settings of the run that an adapter's directory lies in, empty if it lies in none.
 
     Args:
-        adapter: ``RUN/adapter`` or ``RUN/checkpoints/step-N/adapter``.
+        adapter: ``RUN/adapter`` or ``RUN/checkpoints/step-N/adapter``; or where an adapter lies
+            that was pushed to the hub, with those settings that say how a question is put.
 
     Raises:
         UserError: the run's settings cannot be read.
     """
     folder = adapter.absolute()
+    if (folder / SETTINGS).is_file():
+        return read_yaml(folder / SETTINGS)
     if folder.name != ADAPTER:
         return {}
     run = folder.parents[2] if folder.parents[1].name == CHECKPOINTS else folder.parent
@@ -76,5 +82,5 @@ def collator_of(reader: Reader, settings: Mapping[str, Any]) -> Collator:
     from vlmoe.tasks.collator import Collator
 
     default = TrainConfig()
-    names = ("image_fit", "prompt", "max_picture_tokens")
-    return Collator.of(reader, *(settings.get(name, getattr(default, name)) for name in names))
+    asked = (settings.get(name, getattr(default, name)) for name in HOW_ASKED)
+    return Collator.of(reader, *asked)

@@ -1,0 +1,223 @@
+"""What the server answers: a few routes of OpenAI's API over one engine, as plain ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vlmoe.demo.engine import Engine
+from vlmoe.demo.guard.asgi import Receive, Refused, Scope, Send, answer, header
+from vlmoe.demo.guard.bodies import whole_body
+from vlmoe.demo.guard.values import parse
+from vlmoe.errors import UserError
+from vlmoe.finite import NotFinite
+from vlmoe.serve.answers import DONE, Completion, Growing, event, model_card, usage
+from vlmoe.serve.asked import Asked, asked
+from vlmoe.serve.faults import Fault, told
+from vlmoe.serve.line import Line
+
+Result = TypeVar("Result")
+
+HEALTH, MODELS, CHAT = "/health", "/v1/models", "/v1/chat/completions"
+NOTHING = f"there is nothing here: this server has POST {CHAT}, GET {MODELS} and GET {HEALTH}"
+UNKNOWN = "something went wrong; the server's log says what"
+STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy is not to collect the pieces
+]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of an answer.
+
+    Attributes:
+        new: text that came with it.
+        end: empty while it goes on; see ``answers.REASONS``.
+        prompt: tokens of what was asked.
+        said: tokens of the answer so far.
+    """
+
+    new: str
+    end: str
+    prompt: int
+    said: int
+
+
+class Api:
+    """The application; guards stand before it.
+
+    Args:
+        engine: answers; it may still be loading.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.line: Line[Step] = Line(engine.limits.waiting)
+        self.begun = int(time.time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        method, path = scope["method"].replace("HEAD", "GET"), scope["path"]
+        if (method, path) == ("POST", CHAT):
+            await self._chat(scope, receive, send)
+        elif (method, path) == ("GET", MODELS):
+            cards = [model_card(name, self.begun) for name in self.engine.names]
+            await answer(send, 200, {"object": "list", "data": cards})
+        elif method == "GET" and path.startswith(f"{MODELS}/"):
+            name = self._known(path.removeprefix(f"{MODELS}/"))
+            await answer(send, 200, model_card(name, self.begun))
+        elif (method, path) == ("GET", HEALTH):
+            ready = self.engine.ready
+            await answer(send, 200 if ready else 503, {"status": "ok" if ready else "loading"})
+        else:
+            raise Fault(NOTHING, status=404)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while (kind := (await receive())["type"]) != "lifespan.shutdown":
+            await send({"type": f"{kind}.complete"})
+        self.line.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_kind(scope)
+        try:
+            value = parse(await whole_body(receive))
+        except ValueError as error:
+            raise Fault(f"the request cannot be used: {error}") from None
+        request = asked(value, self.engine.limits)
+        del value  # it holds the picture once more
+        self._known(request.model)
+        if not self.engine.ready:
+            raise Fault(self.engine.status, status=503, after=5)
+        async with aclosing(self.line.steps(lambda: self._answer(request))) as steps:
+            if request.stream:
+                await _while_there(receive, _stream(request, steps, send))
+            else:
+                await _while_there(receive, _whole(request, steps, send))
+
+    def _known(self, name: str) -> str:
+        if name not in self.engine.names:
+            raise Fault(
+                f"there is no model {name[:100]!r}: choose from {', '.join(self.engine.names)}",
+                "model",
+                status=404,
+                code="model_not_found",
+            )
+        return name
+
+    def _answer(self, request: Asked) -> Iterator[Step]:
+        """The work itself, in the model's thread."""
+        picture = None
+        if request.picture is not None:
+            picture = self.engine.limits.decoded(request.picture)
+        growing = Growing(request.stop)
+        for said, shown in self.engine.ask(
+            picture,
+            request.turns,
+            request.model,
+            temperature=request.temperature,
+            max_new_tokens=request.max_new_tokens,
+            seed=request.seed,
+        ):
+            new = growing.more(said.text, said.end)
+            prompt = shown.batch["attention_mask"].sum()
+            yield Step(new, growing.end, int(prompt), len(said.tokens))
+            if growing.end:
+                return
+
+
+def _check_kind(scope: Scope) -> None:
+    """Raise ``Fault`` for a body that is said to be anything but JSON in UTF-8, as it stands."""
+    kind, _, more = (header(scope, "content-type") or "").lower().partition(";")
+    charset = more.replace('"', "").replace(" ", "")
+    if kind.strip() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise Fault("the content-type must be application/json, in UTF-8", status=415)
+    if (header(scope, "content-encoding") or "identity").lower() != "identity":
+        raise Fault("the body must come as it is, without a content-encoding", status=415)
+
+
+async def _whole(request: Asked, steps: AsyncGenerator[Step, None], send: Send) -> None:
+    completion, text = Completion(request.model), ""
+    try:
+        async for step in steps:
+            text += step.new
+    except Exception as error:
+        if (refused := _refusal(error)) is None:
+            raise
+        raise refused from error
+    await answer(send, 200, completion.whole(text, step.end, usage(step.prompt, step.said)))
+
+
+async def _stream(request: Asked, steps: AsyncGenerator[Step, None], send: Send) -> None:
+    async def tell(content: bytes, more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": content, "more_body": more})
+
+    completion = Completion(request.model)
+    try:
+        step = await anext(steps)  # what is refused is refused with a status of HTTP
+    except Exception as error:
+        if (refused := _refusal(error)) is None:
+            raise
+        raise refused from error
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+    await tell(event(completion.chunk({"role": "assistant", "content": ""})))
+    try:
+        while True:
+            if step.new:
+                await tell(event(completion.chunk({"content": step.new})))
+            if step.end:
+                break
+            step = await anext(steps)
+    except Exception as error:
+        refused = _refusal(error)
+        await tell(event(told(refused or Fault(UNKNOWN, status=500))), more=False)
+        if refused is None:
+            raise  # into the log
+        return
+    await tell(event(completion.chunk({}, step.end)))
+    if request.usage:
+        await tell(event(completion.count(usage(step.prompt, step.said))))
+    await tell(DONE, more=False)
+
+
+async def _while_there(receive: Receive, work: Awaitable[Result]) -> Result | None:
+    """Do some work, unless the client goes away."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+def _refusal(error: Exception) -> Refused | None:
+    """What a client is told of it; None if it is a fault of the program."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, NotFinite):
+        return Fault(str(error), status=500)
+    if isinstance(error, UserError):
+        return Fault(str(error))
+    if _no_memory(error):
+        return Fault("there is not enough memory for this request now", status=503, after=5)
+    return None
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,0 +1,88 @@
+"""Who waits for the model: one answer at a time, in a thread of its own, in the order of arrival.
+
+Several threads of torch would get into each other's way, and several answers at once would need the
+memory of as many. What has been said waits for slow readers; the model does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from vlmoe.serve.faults import Fault
+
+Step = TypeVar("Step")
+
+
+class Line(Generic[Step]):
+    """Runs work step by step, one piece of work after the other.
+
+    Args:
+        waiting: how many may wait behind the one that is answered.
+    """
+
+    def __init__(self, waiting: int):
+        self.waiting = waiting
+        self.standing = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._closed = threading.Event()
+
+    async def steps(self, work: Callable[[], Iterator[Step]]) -> AsyncGenerator[Step, None]:
+        """The steps of some work. Whoever closes the generator has left, and the work ends there.
+
+        Raises:
+            Fault: too many are waiting already.
+        """
+        if self.standing > self.waiting:
+            raise Fault(
+                f"{self.waiting} requests are waiting already: try again later",
+                status=429,
+                code="rate_limit_exceeded",
+                after=2,
+            )
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+        left = threading.Event()
+
+        def tell(step: Step | BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(told.put_nowait, step)
+
+        def run() -> None:
+            try:
+                for step in work():
+                    tell(step)
+                    if self._closed.is_set():
+                        raise Fault("the server is being stopped", status=503)
+                    if left.is_set():
+                        break
+                tell(None)
+            except BaseException as error:  # whoever waits is to get it
+                tell(error)
+            finally:
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._leave)
+
+        self.standing += 1
+        future = self._thread.submit(run)
+        try:
+            while (step := await told.get()) is not None:
+                if isinstance(step, BaseException):
+                    raise step
+                yield step
+        finally:
+            left.set()
+            if future.cancel():  # it had not begun: the place is free at once
+                self._leave()
+
+    def close(self) -> None:
+        """End what is being worked out after its next step, and all that waits."""
+        self._closed.set()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _leave(self) -> None:
+        self.standing -= 1
