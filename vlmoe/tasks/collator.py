@@ -21,6 +21,7 @@ from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import longest
+from vlmoe.models.decode import ROWS_AT, keeps_all
 from vlmoe.models.family import Reader, Size, family_of
 from vlmoe.models.sized import EQUAL, SizedReader
 from vlmoe.models.tree import pack, with_pixels
@@ -150,10 +151,16 @@ class Collator:
         """Batch of prompts alone; ``room`` tokens of free text fit behind each.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (N, S), padded on the left, ``position_ids`` (N, S) or
-            (axes, N, S); of pictures what ``training`` returns.
+            Where sharing is exact as ``scoring``, with ``rows_at`` in the place of ``read_at``
+            (``models.decode``). Else ``input_ids``, ``attention_mask`` (N, S), padded on the left,
+            ``position_ids`` (N, S) or (axes, N, S); of pictures what ``training`` returns.
         """
         rows = [self._prompt_ids(example) for example in examples]
+        if self.sharing_fault is None and keeps_all(self.reader.config):
+            batch, paths = self._pack(rows, examples, room)
+            width = max(map(len, paths))
+            at = [[-1] * (width - len(path)) + path for path in paths]
+            return {**batch, ROWS_AT: torch.tensor(at)}
         self._check_lengths(rows, examples, [room] * len(rows))
         return self._in_rows(rows, Shown(self.reader, [example.images for example in examples]))
 
