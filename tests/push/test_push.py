@@ -17,6 +17,7 @@ from tests.push.hub import TOKEN, Hub, Repository, hub
 from tests.scripts.conftest import command
 from vlmoe.data_prep import shapes
 from vlmoe.errors import UserError
+from vlmoe.train.record.finished import settings_of
 
 ROOT = Path(__file__).parents[2]
 NAME = "me/shapes-small"
@@ -167,6 +168,11 @@ def test_a_hub_that_is_not_there(run, monkeypatch):
     [
         ("has no README.md", lambda run: (run / "adapter/README.md").unlink(), []),
         (
+            "is PEFT's form, not filled in",
+            lambda run: (run / "adapter/README.md").write_text("[More Information Needed]"),
+            [],
+        ),
+        (
             "is damaged",
             lambda run: (run / "adapter/adapter_model.safetensors").write_bytes(b"x"),
             [],
@@ -208,6 +214,31 @@ def test_names(stand_in, run, flags, words):
 def test_a_run_that_is_not_there():
     with pytest.raises(UserError, match="there is no run at /nowhere"):
         command("push").main(["/nowhere", NAME])
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("prompt: [vmcbench]", "prompt must be"),
+        ("prompt: theirs", "prompt"),
+        ("image_fit: 3", "image_fit"),
+        ("max_picture_tokens: -1", "max_picture_tokens"),
+        ("max_picture_tokens: .nan", "max_picture_tokens"),
+        ("prompt: 2024-99-99", "not readable YAML"),
+        ("[" * 5000, "not readable YAML"),
+        ("- prompt", "must hold `key: value` lines"),
+        ("!!python/object/apply:os.system [true]", "not readable YAML"),
+    ],
+)
+def test_settings_from_the_hub_are_looked_over(tmp_path, written, words):
+    (tmp_path / "config.yaml").write_text(written)
+    with pytest.raises(UserError, match=words):
+        settings_of(tmp_path)
+
+
+def test_no_more_is_taken_from_them(tmp_path):
+    (tmp_path / "config.yaml").write_text("prompt: paper\ndataset: /etc\noutput: /tmp/x\n")
+    assert settings_of(tmp_path) == {"prompt": "paper"}
 
 
 TAKEN = """

@@ -611,7 +611,9 @@ def test_bodies_in_hand_have_bounded_room(start, talker):
         ("no memory", "not enough memory", 503),
     ],
 )
-def test_faults_of_the_server_tell_no_secret(start, talker, question, words, status, stream):
+def test_faults_of_the_server_tell_no_secret(
+    start, talker, question, words, status, stream, caplog
+):
     """Before the first word by the status, behind it as an event of the stream."""
     url = start(talker)
     answer = httpx.post(f"{url}{CHAT}", json=body(question, stream=stream), timeout=60)
@@ -619,6 +621,7 @@ def test_faults_of_the_server_tell_no_secret(start, talker, question, words, sta
     assert "secret" not in answer.text
     assert "DONE" not in answer.text
     assert answer.status_code == (200 if stream and status == 500 else status)
+    assert ("a secret of the server" in caplog.text) == ("fail" in question)  # into the log
 
 
 def test_the_key_is_asked_for_before_a_body_is_read(start, talker):

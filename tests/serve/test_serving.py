@@ -104,10 +104,18 @@ def test_what_cannot_be_loaded_ends_it(capsys):
     assert "vlmoe serve on http://127.0.0.1:" in capsys.readouterr().out
 
 
-def test_it_ends_when_it_is_interrupted(tmp_path):
-    command = [sys.executable, "-m", "vlmoe", "serve", "--adapter", "none", "--model", "tiny"]
+WITHOUT_GRADIO = """
+import sys
+sys.modules["gradio"] = None
+from vlmoe.commands import main
+main()
+"""
+
+
+def test_it_needs_no_gradio_and_ends_when_it_is_interrupted(tmp_path):
+    flags = ["--adapter", "none", "--model", "tiny", "--device", "cpu", "--host", "0.0.0.0"]
     with subprocess.Popen(
-        [*command, "--device", "cpu", "--host", "0.0.0.0"],
+        [sys.executable, "-c", WITHOUT_GRADIO, "serve", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -26,6 +26,8 @@ from vlmoe.train.settings.config import TrainConfig
 CARD = "README.md"
 EXPORTED = "export"  # the folder of it, here and there
 
+UNWRITTEN = "[More Information Needed]"
+
 Files = dict[str, bytes | Path]
 """What a repository gets, by its path there: bytes, or a file as it is."""
 
@@ -56,6 +58,8 @@ def contents(folder: Path, name: str, base: str | None = None, export: Path | No
             f"the adapter names its base {base!r}, which nobody else can load: say with --model "
             "by which id the hub knows it"
         )
+    if UNWRITTEN in card.read_text(encoding="utf-8"):
+        raise UserError(f"{card} is PEFT's form, not filled in: push a finished run, or write it")
     run = folder.parent
     settings = settings_of(folder)
     told = {str(run): name, str(run.absolute()): name, **_private(settings)}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
 
 from vlmoe.demo.engine import Engine
 from vlmoe.demo.guard.asgi import Receive, Refused, Scope, Send, answer, header
@@ -19,8 +17,6 @@ from vlmoe.serve.answers import DONE, Completion, Growing, event, model_card, us
 from vlmoe.serve.asked import Asked, asked
 from vlmoe.serve.faults import Fault, told
 from vlmoe.serve.line import Line
-
-Result = TypeVar("Result")
 
 HEALTH, MODELS, CHAT = "/health", "/v1/models", "/v1/chat/completions"
 NOTHING = f"there is nothing here: this server has POST {CHAT}, GET {MODELS} and GET {HEALTH}"
@@ -58,7 +54,7 @@ class Api:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.line: Line[Step] = Line(engine.limits.waiting)
+        self.line: Line[Step] = Line(engine.limits.waiting, _refusal)
         self.begun = int(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,11 +93,9 @@ class Api:
         self._known(request.model)
         if not self.engine.ready:
             raise Fault(self.engine.status, status=503, after=5)
-        async with aclosing(self.line.steps(lambda: self._answer(request))) as steps:
-            if request.stream:
-                await _while_there(receive, _stream(request, steps, send))
-            else:
-                await _while_there(receive, _whole(request, steps, send))
+        work = self.line.steps(lambda: self._answer(request), lambda: _gone(receive))
+        async with aclosing(work) as steps:
+            await (_stream if request.stream else _whole)(request, steps, send)
 
     def _known(self, name: str) -> str:
         if name not in self.engine.names:
@@ -146,13 +140,8 @@ def _check_kind(scope: Scope) -> None:
 
 async def _whole(request: Asked, steps: AsyncGenerator[Step, None], send: Send) -> None:
     completion, text = Completion(request.model), ""
-    try:
-        async for step in steps:
-            text += step.new
-    except Exception as error:
-        if (refused := _refusal(error)) is None:
-            raise
-        raise refused from error
+    async for step in steps:
+        text += step.new
     await answer(send, 200, completion.whole(text, step.end, usage(step.prompt, step.said)))
 
 
@@ -161,12 +150,7 @@ async def _stream(request: Asked, steps: AsyncGenerator[Step, None], send: Send)
         await send({"type": "http.response.body", "body": content, "more_body": more})
 
     completion = Completion(request.model)
-    try:
-        step = await anext(steps)  # what is refused is refused with a status of HTTP
-    except Exception as error:
-        if (refused := _refusal(error)) is None:
-            raise
-        raise refused from error
+    step = await anext(steps)  # what is refused by now is refused with a status of HTTP
     await send({"type": "http.response.start", "status": 200, "headers": STREAM})
     await tell(event(completion.chunk({"role": "assistant", "content": ""})))
     try:
@@ -177,33 +161,21 @@ async def _stream(request: Asked, steps: AsyncGenerator[Step, None], send: Send)
                 break
             step = await anext(steps)
     except Exception as error:
-        refused = _refusal(error)
-        await tell(event(told(refused or Fault(UNKNOWN, status=500))), more=False)
-        if refused is None:
-            raise  # into the log
-        return
+        if isinstance(error, Refused):
+            await tell(event(told(error)), more=False)
+            return
+        await tell(event(told(Fault(UNKNOWN, status=500))), more=False)
+        raise  # into the log
     await tell(event(completion.chunk({}, step.end)))
     if request.usage:
         await tell(event(completion.count(usage(step.prompt, step.said))))
     await tell(DONE, more=False)
 
 
-async def _while_there(receive: Receive, work: Awaitable[Result]) -> Result | None:
-    """Do some work, unless the client goes away."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+async def _gone(receive: Receive) -> None:
+    """Wait until the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refusal(error: Exception) -> Refused | None:

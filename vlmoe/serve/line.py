@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from vlmoe.demo.guard.asgi import Refused
 from vlmoe.serve.faults import Fault
 
 Step = TypeVar("Step")
@@ -23,19 +24,26 @@ class Line(Generic[Step]):
 
     Args:
         waiting: how many may wait behind the one that is answered.
+        refusal: what whoever waits is told of an error; None if it is a fault of the program.
     """
 
-    def __init__(self, waiting: int):
-        self.waiting = waiting
+    def __init__(self, waiting: int, refusal: Callable[[Exception], Refused | None]):
+        self.waiting, self.refusal = waiting, refusal
         self.standing = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._closed = threading.Event()
 
-    async def steps(self, work: Callable[[], Iterator[Step]]) -> AsyncGenerator[Step, None]:
-        """The steps of some work. Whoever closes the generator has left, and the work ends there.
+    async def steps(
+        self, work: Callable[[], Iterator[Step]], gone: Callable[[], Coroutine[Any, Any, None]]
+    ) -> AsyncGenerator[Step, None]:
+        """The steps of some work. When the generator is closed, the work ends there.
+
+        Args:
+            work: what is to be done.
+            gone: comes to its end when whoever waits is there no more.
 
         Raises:
-            Fault: too many are waiting already.
+            Refused: too many are waiting already, the work was refused, or ``gone`` has ended.
         """
         if self.standing > self.waiting:
             raise Fault(
@@ -47,6 +55,7 @@ class Line(Generic[Step]):
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
         left = threading.Event()
+        todo = [work]  # emptied by who leaves: what waits for its turn would hold a picture
 
         def tell(step: Step | BaseException | None) -> None:
             with suppress(RuntimeError):  # the loop has ended
@@ -54,29 +63,36 @@ class Line(Generic[Step]):
 
         def run() -> None:
             try:
-                for step in work():
+                for step in todo.pop()():
                     tell(step)
                     if self._closed.is_set():
                         raise Fault("the server is being stopped", status=503)
                     if left.is_set():
                         break
                 tell(None)
-            except BaseException as error:  # whoever waits is to get it
-                tell(error)
+            except Exception as error:
+                # What is refused goes without its frames: they hold pictures.
+                tell(self.refusal(error) or error)
             finally:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._leave)
 
+        del work
         self.standing += 1
         future = self._thread.submit(run)
+        leaving = asyncio.ensure_future(gone())
+        leaving.add_done_callback(lambda _: told.put_nowait(Refused(400, "You have hung up.")))
         try:
             while (step := await told.get()) is not None:
                 if isinstance(step, BaseException):
                     raise step
                 yield step
         finally:
+            step = None  # an error would hold the frame that holds it
             left.set()
+            leaving.cancel()
             if future.cancel():  # it had not begun: the place is free at once
+                todo.clear()
                 self._leave()
 
     def close(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 
 import pytest
 
 from tests.demo.conftest import NEEDS
 from tests.demo.guard.asgi import Inner, ask, request
+from vlmoe.demo.guard.asgi import Refused
 from vlmoe.demo.guard.refusals import Refusals
 from vlmoe.demo.guard.routes import Routes
 from vlmoe.demo.guard.visitors import COOKIE, Visitors, visitor
@@ -90,3 +93,25 @@ def test_no_websockets():
 
     asyncio.run(Refusals(Inner())({"type": "websocket"}, send, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_what_was_refused_is_not_kept():
+    """Nor is what it was sent with, though nobody looks for cycles meanwhile."""
+
+    class Picture:
+        pass
+
+    sent: list[weakref.ref[Picture]] = []
+
+    async def refuses(scope, receive, send):
+        picture = Picture()
+        sent.append(weakref.ref(picture))
+        raise Refused(400, "no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert ask(refuses, request()).status == 400
+        assert sent[0]() is None
+    finally:
+        gc.enable()

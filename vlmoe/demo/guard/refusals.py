@@ -43,14 +43,21 @@ class Refusals:
         try:
             await self.app(scope, receive, noted)
         except Exception as error:
-            if (refused := _refusal(error)) is None:
-                LOG.exception("%s %r failed", scope["method"], scope["path"])
-                refused = Refused(500, "Something went wrong; the server's log says what.")
-            if not begun:
-                after = [] if refused.after is None else [(b"retry-after", _seconds(refused.after))]
-                await answer(send, refused.status, self.told(refused), after)
-            elif not ended:  # an answer that was under way ends there
-                await send({"type": "http.response.body", "body": b""})
+            # In a frame of its own: the error holds this one, and kept in it would stay in memory,
+            # with all that it holds, until cycles are looked for.
+            await self._end(error, scope, send, begun, ended)
+
+    async def _end(
+        self, error: Exception, scope: Scope, send: Send, begun: bool, ended: bool
+    ) -> None:
+        if (refused := _refusal(error)) is None:
+            LOG.error("%s %r failed", scope["method"], scope["path"], exc_info=error)
+            refused = Refused(500, "Something went wrong; the server's log says what.")
+        if not begun:
+            after = [] if refused.after is None else [(b"retry-after", _seconds(refused.after))]
+            await answer(send, refused.status, self.told(refused), after)
+        elif not ended:  # an answer that was under way ends there
+            await send({"type": "http.response.body", "body": b""})
 
 
 def _refusal(error: BaseException) -> Refused | None:

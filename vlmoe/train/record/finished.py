@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlmoe.choices import DEFAULT_MODEL
 from vlmoe.errors import UserError
 from vlmoe.hub import SETTINGS
-from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, read_yaml
+from vlmoe.train.settings.config import CONFIG_FILE, TrainConfig, build, read_yaml
 
 if TYPE_CHECKING:
     from vlmoe.models.family import Reader
@@ -64,12 +64,23 @@ def settings_of(adapter: Path) -> dict[str, Any]:
     """
     folder = adapter.absolute()
     if (folder / SETTINGS).is_file():
-        return read_yaml(folder / SETTINGS)
+        return _of_the_hub(folder / SETTINGS)
     if folder.name != ADAPTER:
         return {}
     run = folder.parents[2] if folder.parents[1].name == CHECKPOINTS else folder.parent
     file = run / CONFIG_FILE
     return read_yaml(file) if file.is_file() else {}
+
+
+def _of_the_hub(file: Path) -> dict[str, Any]:
+    """What anybody may have written: looked over, and nothing else is taken from it."""
+    found = read_yaml(file)
+    asked = {name: found[name] for name in HOW_ASKED if name in found}
+    try:
+        build(asked)
+    except UserError as error:
+        raise UserError([f"{file}: {fault}" for fault in error.faults]) from None
+    return asked
 
 
 def collator_of(reader: Reader, settings: Mapping[str, Any]) -> Collator:
