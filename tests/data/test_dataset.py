@@ -212,8 +212,8 @@ def test_no_prepared_dataset(tmp_path: Path, prepared: Path) -> None:
 
 
 def test_another_format(prepared: Path) -> None:
-    change_manifest(prepared, format=2)
-    fails(prepared, "is in format 2, this vlmoe reads format 1")
+    change_manifest(prepared, format=3)
+    fails(prepared, "is in format 3, this vlmoe reads 1 to 2")
 
 
 def test_no_such_split(prepared: Path) -> None:

@@ -19,15 +19,8 @@ from tests.tree import tree
 from vlmoe.data import pictures, prepare
 from vlmoe.data.dataset import load_split
 from vlmoe.data.pictures import Picture
-from vlmoe.data.prepare import (
-    TO_DRAW,
-    LeftOut,
-    Question,
-    Rejected,
-    TooManyRejected,
-    option_order,
-    write_dataset,
-)
+from vlmoe.data.prepare import TooManyRejected, write_dataset
+from vlmoe.data.record import TO_DRAW, LeftOut, Question, Rejected, option_order
 from vlmoe.errors import UserError
 
 

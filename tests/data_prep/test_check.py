@@ -18,7 +18,8 @@ from tests.parquet_source import encoded, shade, torn
 from tests.tree import tree
 from vlmoe.data.example import Example
 from vlmoe.data.pictures import Picture
-from vlmoe.data.prepare import Question, write_dataset
+from vlmoe.data.prepare import write_dataset
+from vlmoe.data.record import Question
 from vlmoe.data_prep import check
 from vlmoe.data_prep.soundness import _chi_square_tail, balance, nearly_equal, question_key, shared
 from vlmoe.errors import UserError

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.parquet_source import shade, torn
 from tests.tree import tree
 from vlmoe.data.dataset import load_split
-from vlmoe.data.prepare import Rejected
+from vlmoe.data.record import Rejected
 from vlmoe.data_prep import check, jsonl
 from vlmoe.data_prep.cells import Pictures
 from vlmoe.data_prep.items import Item, Items
@@ -126,7 +126,7 @@ def test_conversations(tmp_path: Path, raw: Path) -> None:
     assert [example.answer for example in test] == [1, 0, 0]
     assert [example.image is None for example in test] == [False, False, True]
     assert test[1].choices == ("This", "That")
-    assert manifest["left_out"] == {"turns of conversations without options": 1}
+    assert manifest["left_out"] == {jsonl.WITHOUT_OPTIONS: 1}
 
 
 SAID_B = {"from": "gpt", "value": "B"}
@@ -316,7 +316,7 @@ def test_nothing_but_what_is_left_out(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "Who is it?"}, {"from": "gpt", "value": "A man."}]
     (tmp_path / "a.json").write_text(json.dumps([{"conversations": talk}]))
     with pytest.raises(UserError, match="1 left out: turns of conversations without options"):
-        jsonl.prepare(tmp_path / "a.json", tmp_path / "out")
+        jsonl.prepare(tmp_path / "a.json", tmp_path / "out", form="multiple-choice")
 
 
 def test_a_list_with_holes_in_an_object(tmp_path: Path, raw: Path) -> None:

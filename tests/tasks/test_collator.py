@@ -102,7 +102,7 @@ def test_options_are_the_tokens_of_their_text(base, style):
 
 
 def test_generated_rows_end_together_and_padding_is_masked(collator):
-    batch = collator.asking([EXAMPLE, LONGER], room=1)
+    batch = replace(collator, sharing_fault="as a test has it").asking([EXAMPLE, LONGER], room=1)
     short, long = batch["attention_mask"]
     assert long.all()
     assert short.tolist() == sorted(short.tolist())  # zeros, then ones
@@ -112,6 +112,16 @@ def test_generated_rows_end_together_and_padding_is_masked(collator):
     assert batch["position_ids"][1].tolist() == list(range(len(long)))
     assert batch["position_ids"][0][short == 1].tolist() == list(range(int(short.sum())))
     assert batch["pixel_values"].shape[0] == 1
+
+
+def test_prompts_to_write_on_share_their_picture_where_that_is_exact(collator):
+    batch = collator.asking([EXAMPLE, LONGER], room=1)
+    alone = replace(collator, sharing_fault="as a test has it").asking([EXAMPLE, LONGER], room=1)
+    assert len(batch["input_ids"]) == 1
+    there = batch["rows_at"] >= 0
+    assert torch.equal(there.long(), alone["attention_mask"])
+    ids = batch["input_ids"].flatten()[batch["rows_at"].clamp(min=0)]
+    assert torch.equal(ids[there], alone["input_ids"][there])
 
 
 def test_questions_about_equal_pictures_share_a_row(base, collator):

@@ -11,10 +11,14 @@ from PIL import Image
 
 from tests import reference
 from tests.models_for_tests import llava_text
-from vlmoe.data.example import Example
+from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.data.scenes import random_scene, render
+from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.load import Base, load_base
+from vlmoe.tasks import readings
 from vlmoe.tasks.collator import Collator
+from vlmoe.tasks.conversation import conversing
 from vlmoe.tasks.parse import parse_answer
 from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.prompt import PROMPTS
@@ -163,3 +167,34 @@ def test_unknown_scoring(base):
     assert isinstance(
         make_predictor("generate", base.model, Collator.of(base.reader)), GeneratePredictor
     )
+
+
+def test_rows_that_have_ended_are_dropped(base, monkeypatch):
+    """Some end at once, some later, some never: each says what it says alone."""
+    scenes = [render(random_scene(random.Random(seed))) for seed in range(3)]
+    texts = (
+        "Describe it.",
+        "What colour is the background?",
+        "How many shapes are there?",
+        "What?",
+    )
+    asked = [
+        Example(text, scene, text, (), UNLABELLED, turns=(Turn(f"{PICTURE}{text}"),))
+        for scene in scenes
+        for text in texts
+    ]
+    sizes = []
+    real = readings.next_logits
+
+    def counted(model, batch, cache):
+        sizes.append(len(batch["input_ids"]))
+        return real(model, batch, cache)
+
+    monkeypatch.setattr(readings, "next_logits", counted)
+    collator = conversing(Collator.of(base.reader), "all", "refuse")
+    predictor = make_predictor("generate", base.model, collator, 12)
+    together = [one.text for one in predictor.choose_all(asked)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 1
+    assert together == [predictor.choose_all([one])[0].text for one in asked]
+    assert len({len(text) for text in together}) > 2

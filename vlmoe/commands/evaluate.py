@@ -28,7 +28,6 @@ from vlmoe.choices import (
 )
 from vlmoe.commands import compare
 from vlmoe.data.described import CLASSIFICATION, describe
-from vlmoe.data.example import UNLABELLED
 from vlmoe.data.mix import draw, load_mixture
 from vlmoe.data.registry import label as dataset_label
 from vlmoe.data.registry import locate_all
@@ -157,7 +156,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from vlmoe.models.forward import use_attention
     from vlmoe.models.load import load_base, resolve_device, resolve_dtype
     from vlmoe.tasks.kinds import task_of
-    from vlmoe.tasks.score import check_sound, score
+    from vlmoe.tasks.score import check_sound
     from vlmoe.tasks.submission import write_submission
 
     adapters = name_adapters([given for given in args.adapter if given != NONE])
@@ -192,14 +191,16 @@ def evaluate(args: argparse.Namespace) -> None:
     places = output_directories(args, adapters, folders, name)
     columns: dict[str, dict[str, Any]] = {}
     for label, model in models(base, folders, with_base=not (folders and args.no_base)):
-        scored = score(
-            task.predictor(model, args.scoring, args.max_new_tokens),
+        scored = task.answers(
+            model,
             examples,
             batch_size=args.batch_size,
-            blank_images=args.blank_images,
-            circular=args.circular,
             workers=args.workers,
             description=label,
+            scoring=args.scoring,
+            max_new_tokens=args.max_new_tokens,
+            blank_images=args.blank_images,
+            circular=args.circular,
         )
         check_sound(scored)
         for line in unanswered_lines(scored):
@@ -225,7 +226,7 @@ def evaluate(args: argparse.Namespace) -> None:
         print("grey pictures were shown in place of the real ones")
     for place in sorted({place for written in places.values() for place in written}):
         print(f"written to {place}")
-    if unlabelled := examples.answers.count(UNLABELLED):
+    if unlabelled := examples.labelled.count(False):
         print(f"{unlabelled} questions have no answer: their letters are in {SUBMISSION}")
     if not columns:
         return

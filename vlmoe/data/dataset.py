@@ -10,16 +10,20 @@ from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, overload
 
-from vlmoe.data.example import Example
+from vlmoe.data.columns import column_faults
+from vlmoe.data.example import UNLABELLED, Example
 from vlmoe.data.image import ImageError, load_rgb, measure
+from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from PIL import Image
 
-# The layout of a prepared dataset. Raise it when an older reader would misread a newer one.
+# The layouts of prepared datasets. A new one where an older reader would misread what is written.
 FORMAT = 1
+FREE_FORMAT = 2  # with free-form questions among them
+FORMATS = (FORMAT, FREE_FORMAT)
 MANIFEST = "manifest.json"
 IMAGES = "images"
 REJECTED = "rejected.jsonl"
@@ -43,7 +47,7 @@ def load_split(directory: str | Path, split: str) -> ExampleDataset:
         present = ", ".join(manifest["splits"])
         raise UserError(f"{directory} has no split {split!r} (it has {present})")
     table = _read_table(directory, split)
-    faults = list(_column_faults(table.schema))
+    faults = list(column_faults(table.schema))
     if faults:
         raise UserError(f"{directory}, split {split}: {'; '.join(faults)}")
     promised = manifest["splits"][split]["questions"]
@@ -72,16 +76,16 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         version, splits = manifest["format"], manifest["splits"]
-        if version == FORMAT:
+        if version in FORMATS:
             {name: int(split["questions"]) for name, split in splits.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory / MANIFEST} is not the manifest of a prepared dataset or is damaged: "
             "prepare the dataset again"
         ) from error
-    if version != FORMAT:
+    if version not in FORMATS:
         raise UserError(
-            f"{directory} is in format {version}, this vlmoe reads format {FORMAT}: "
+            f"{directory} is in format {version}, this vlmoe reads {FORMAT} to {FREE_FORMAT}: "
             "prepare the dataset again with this version's vlmoe prepare"
         )
     return manifest
@@ -125,21 +129,25 @@ class ExampleDataset(Sequence[Example]):
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
         example = self.text(index)
-        stored = self._cell("image", index)
-        if _is_empty(stored):
+        pictures = [self._decode(stored, example.id) for stored in self._pictures(index)]
+        if not pictures:
             return example
+        first, *more = pictures
+        return replace(example, image=first, more=tuple(more), measure=None, measures=())
+
+    def _decode(self, stored: dict[str, Any], id: str) -> Image.Image:
         source = stored["bytes"] or self._find(stored["path"])
         last, image = self._decoded
-        if source != last:
+        if source != last or image is None:
             try:
                 image = load_rgb(source)
             except ImageError as error:
-                where = f"{self.directory}, question {example.id}"
+                where = f"{self.directory}, question {id}"
                 raise ImageError(
                     error.reason, f"{where}, {error.where}" if error.where else where
                 ) from None
             self._decoded = source, image
-        return replace(example, image=image, measure=None)
+        return image
 
     def text(self, index: int) -> Example:
         """The example without its picture; nothing is decoded. It knows the picture's size."""
@@ -152,21 +160,40 @@ class ExampleDataset(Sequence[Example]):
             category=self._cell("category", index),
             value=self._cell("value", index) if "value" in self._table.schema.names else None,
             measure=self._measure(index),
+            turns=self._turns(index),
+            references=tuple(self._free("references", index)),
+            measures=tuple(
+                partial(measure, picture["bytes"] or self._find(picture["path"]))
+                for picture in self._pictures(index)[1:]
+            ),
         )
+
+    def _free(self, column: str, index: int) -> list[Any]:
+        """What a free-form question has in a column that others need not have."""
+        return (self._cell(column, index) or []) if column in self._table.schema.names else []
+
+    def _turns(self, index: int) -> tuple[Turn, ...]:
+        turns = [Turn(**turn) for turn in self._free("turns", index)]
+        if turns and (system := self._cell("system", index)):
+            turns[0] = replace(turns[0], system=system)
+        return tuple(turns)
+
+    def _pictures(self, index: int) -> list[dict[str, Any]]:
+        """As they are stored, in the order of their places."""
+        stored = [self._cell("image", index), *self._free("more", index)]
+        return [picture for picture in stored if not _is_empty(picture)]
 
     def image_key(self, index: int) -> str | None:
         """The same text for every question about the same picture; None without a picture.
 
         Nothing is decoded, and the key stays the same when the dataset is moved.
         """
-        return _key(self._cell("image", index))
+        return _key(self._pictures(index))
 
     @cached_property
     def image_keys(self) -> list[str | None]:
         """``image_key`` of every question, in order."""
-        column = self._table.column("image")
-        keys: dict[int, str | None] = {row: _key(column[row].as_py()) for row in self._rows}
-        return [keys[row] for row in self._rows]
+        return [self.image_key(index) for index in range(len(self))]
 
     @cached_property
     def ids(self) -> list[str]:
@@ -182,6 +209,16 @@ class ExampleDataset(Sequence[Example]):
     def answers(self) -> list[int]:
         """The index of every right option, in order."""
         return self._column("answer")
+
+    @cached_property
+    def labelled(self) -> list[bool]:
+        """Of every question, in order, whether a right answer is known."""
+        known = [answer != UNLABELLED for answer in self.answers]
+        if "references" not in self._table.schema.names:
+            return known
+        return [
+            one or bool(some) for one, some in zip(known, self._column("references"), strict=True)
+        ]
 
     def select(self, indices: Iterable[int]) -> ExampleDataset:
         """The examples at these indices, in this order; nothing is read or copied.
@@ -227,12 +264,15 @@ def _reopen(directory: Path, split: str, rows: Sequence[int]) -> ExampleDataset:
     return ExampleDataset(directory, split, whole._table, rows)
 
 
-def _key(stored: dict[str, Any] | None) -> str | None:
-    if stored is None or _is_empty(stored):
-        return None
-    if stored["bytes"]:  # a name is not unique among embedded pictures
-        return hashlib.sha256(stored["bytes"]).hexdigest()
-    return PurePath(stored["path"]).name
+def _key(pictures: Sequence[dict[str, Any]]) -> str | None:
+    keys = [
+        # A name is not unique among embedded pictures.
+        hashlib.sha256(stored["bytes"]).hexdigest()
+        if stored["bytes"]
+        else PurePath(stored["path"]).name
+        for stored in pictures
+    ]
+    return "/".join(keys) or None
 
 
 def _is_empty(stored: dict[str, Any] | None) -> bool:
@@ -252,35 +292,3 @@ def _read_table(directory: Path, split: str) -> pa.Table:
             f"({type(error).__name__}: {error})"
         ) from error
     return rows.data.table
-
-
-def _column_faults(schema: pa.Schema) -> Iterable[str]:
-    import pyarrow.types as kinds
-
-    def is_text(kind: pa.DataType) -> bool:
-        return kinds.is_string(kind) or kinds.is_large_string(kind)
-
-    def is_texts(kind: pa.DataType) -> bool:
-        return (kinds.is_list(kind) or kinds.is_large_list(kind)) and is_text(kind.value_type)
-
-    def is_picture(kind: pa.DataType) -> bool:
-        names = (
-            {kind.field(i).name for i in range(kind.num_fields)} if kinds.is_struct(kind) else {}
-        )
-        return {"bytes", "path"} <= set(names)
-
-    expected: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
-        "id": ("text", is_text),
-        "image": ("pictures", is_picture),
-        "question": ("text", is_text),
-        "choices": ("lists of text", is_texts),
-        "answer": ("whole numbers", kinds.is_integer),
-        "category": ("text", is_text),
-    }
-    if "value" in schema.names:
-        expected["value"] = ("numbers", kinds.is_floating)
-    for name, (what, fits) in expected.items():
-        if name not in schema.names:
-            yield f"no column {name!r}"
-        elif not fits(schema.field(name).type):
-            yield f"column {name!r} holds {schema.field(name).type}, expected {what}"

@@ -10,7 +10,7 @@ from typing import Any
 from vlmoe.data.dataset import MANIFEST, read_manifest
 from vlmoe.errors import UserError
 
-MULTIPLE_CHOICE, CLASSIFICATION = KINDS = ("multiple_choice", "classification")
+MULTIPLE_CHOICE, CLASSIFICATION, FREE = KINDS = ("multiple_choice", "classification", "free_form")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Described:
 
     Attributes:
         kind: ``multiple_choice``: every question has options of its own; ``classification``: the
-            same answers for all of them.
+            same answers for all of them; ``free_form``: conversations, and perhaps questions with
+            options among them.
         name: whose wordings they may be put in, such as ``cola``; empty: none are known.
         labels: the answers of a classification, which every question has for its options.
         official: the same as the task's own files write them; empty: the answer is a number.
@@ -72,7 +73,8 @@ class Described:
 def describe(folders: Mapping[str, Path], say: Callable[[str], None] = print) -> Described:
     """What the questions of some datasets are, which are used together.
 
-    Where they differ, all are questions with options, which those of a classification have too.
+    Where they differ, all are questions with options, which those of a classification have too; if
+    some are free-form, those with options are the rest of them.
 
     Args:
         folders: of each dataset, by name.
@@ -81,6 +83,9 @@ def describe(folders: Mapping[str, Path], say: Callable[[str], None] = print) ->
     kinds = {Described.of(read_manifest(path), path / MANIFEST) for path in folders.values()}
     if len(kinds) == 1:
         return kinds.pop()
+    if any(one.kind == FREE for one in kinds):
+        measures = dict.fromkeys(name for one in kinds for name in one.metrics if one.kind == FREE)
+        return Described(FREE, metrics=tuple(measures))
     if any(one.kind == CLASSIFICATION for one in kinds):
         say(
             f"{' and '.join(folders)} are of different kinds: all are put with lettered options, "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from vlmoe.data.dataset import ExampleDataset, load_split, read_manifest
-from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 
 PROPORTIONAL = "proportional"
@@ -49,7 +49,7 @@ class Mixture(Sequence[Example]):
     @property
     def labelled(self) -> list[bool]:
         """Of every question, in order, whether its answer is known."""
-        return [answer != UNLABELLED for answer in self.answers]
+        return [known for part in self.parts.values() for known in part.labelled]
 
     @property
     def image_keys(self) -> list[tuple[str, str] | None]:

@@ -6,7 +6,6 @@ of its source; everything else is the same for all of them and lies here.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,77 +13,26 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from vlmoe import __version__
-from vlmoe.data.dataset import DICTIONARY, FORMAT, IMAGES, MANIFEST, REJECTED
-from vlmoe.data.example import UNLABELLED, fault
+from vlmoe.data.dataset import DICTIONARY, FORMAT, FREE_FORMAT, IMAGES, MANIFEST, REJECTED
+from vlmoe.data.example import UNLABELLED, conversation_fault, fault
 from vlmoe.data.lettering import LettersOutOfOrder, some_lettered, strip_letters
-from vlmoe.data.pictures import Picture, PictureStore
+from vlmoe.data.pictures import PictureStore
+from vlmoe.data.record import (
+    ALL_SPLITS,
+    LETTERED,
+    NOTES_NAMED,
+    SOME_LETTERED,
+    TO_DRAW,
+    Draw,
+    LeftOut,
+    Question,
+    Record,
+    Rejected,
+)
 from vlmoe.data.replace import replacing
+from vlmoe.data.rows import row_of, write_split
 from vlmoe.errors import UserError
 from vlmoe.files import to_json, write_json, write_text
-
-SPLITS = ("train", "validation", "test")
-ALL_SPLITS = (*SPLITS, "unlabelled")
-TO_DRAW = "to draw"  # the split of a record before it is drawn
-LETTERED = "questions whose options came with letters of their own, taken off"
-SOME_LETTERED = "questions of which some options begin with their letter, as they are"
-NOTES_NAMED = 30  # notes, or reasons, that the manifest names; the rest is counted as one
-
-
-@dataclass(frozen=True)
-class Question:
-    """One usable record, as far as the reader can tell; fields as in ``Example``.
-
-    Attributes:
-        further: not the first that was made of its row of the source (a later turn of a
-            conversation); so for every kind of record.
-        notes: what the reader made of it that the source does not say as we do, in the same
-            words for every record like it; they are counted.
-    """
-
-    id: str
-    split: str
-    picture: Picture | None
-    question: str
-    choices: tuple[str, ...]
-    answer: int
-    category: str = ""
-    further: bool = False
-    notes: tuple[str, ...] = ()
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """One record that cannot be used.
-
-    Attributes:
-        reason: the same words for every record with this fault, so that they can be counted.
-        detail: what is this record's own, such as the picture's file.
-    """
-
-    id: str
-    split: str
-    reason: str
-    detail: str = ""
-    further: bool = False
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """One record that is fine but not wanted, such as a turn of a conversation without options.
-
-    Attributes:
-        reason: the same words for every record left out for this; they are counted.
-    """
-
-    reason: str
-    further: bool = False
-
-
-Record = Question | Rejected | LeftOut
-
-Draw = Callable[[Sequence[Question], Sequence[str]], Sequence[str]]
-"""Usable questions and, for each, a digest of its picture's pixels ("" without one) -> splits."""
 
 
 class TooManyRejected(UserError):
@@ -99,20 +47,6 @@ class Writing(TypedDict, total=False):
     max_rejected: float
     overwrite: bool
     workers: int | None
-
-
-def option_order(seed: int, record_id: str, count: int) -> list[int]:
-    """A random order of ``count`` options that depends on the seed and the record alone.
-
-    Sorted by a cryptographic hash, so it is the same on every machine, in every process,
-    and whatever else is prepared with it.
-    """
-
-    def draw(index: int) -> bytes:
-        text = f"{seed}\n{record_id}\n{index}"
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-    return sorted(range(count), key=draw)
 
 
 def write_dataset(
@@ -182,11 +116,11 @@ def write_dataset(
             _refuse_too_many(questions, rejected, max_rejected, source, rejected_list(out))
             present = [split for split in splits if any(q.split == split for q in questions)]
             for split in present:
-                rows = [_row(q, out, sorted_out.sizes) for q in questions if q.split == split]
-                _write_split(folder / split, rows)
+                rows = [row_of(q, out, sorted_out.sizes) for q in questions if q.split == split]
+                write_split(folder / split, rows)
             (folder / DICTIONARY).write_text(to_json({"splits": present}), encoding="utf-8")
             manifest = {
-                "format": FORMAT,
+                "format": FREE_FORMAT if any(q.turns for q in questions) else FORMAT,
                 "tool": tool,
                 "version": __version__,
                 "source": source,
@@ -263,21 +197,24 @@ def _sort(
                 if reason:
                     record = Rejected(record.id, record.split, reason, further=record.further)
                 elif record.picture is not None:
-                    pictures.add(record.picture)
-                    if record.picture.by_content and isinstance(record.picture.source, Path):
-                        files.setdefault(record.picture.name, str(record.picture.source))
-                    record = replace(record, picture=record.picture.stored())
+                    for picture in record.pictures:
+                        pictures.add(picture)
+                        if picture.by_content and isinstance(picture.source, Path):
+                            files.setdefault(picture.name, str(picture.source))
+                    first, *more = (picture.stored() for picture in record.pictures)
+                    record = replace(record, picture=first, more=tuple(more))
             seen.add(record.id)
             checked.append(record)
 
         for record in checked:
-            if isinstance(record, Question) and record.picture is not None:
-                name = record.picture.name
-                if reason := pictures.fault(name):
-                    record = Rejected(record.id, record.split, reason, files.get(name, name))
             if isinstance(record, Question):
-                if record.picture is not None:
-                    found.sizes[record.picture.name] = pictures.size(record.picture.name)
+                for name in [picture.name for picture in record.pictures]:
+                    if reason := pictures.fault(name):
+                        record = Rejected(record.id, record.split, reason, files.get(name, name))
+                        break
+            if isinstance(record, Question):
+                for picture in record.pictures:
+                    found.sizes[picture.name] = pictures.size(picture.name)
                 found.questions.append(record)
             else:
                 found.rejected.append(record)
@@ -290,7 +227,7 @@ def _sort(
 def _drawn(questions: list[Question], pictures: PictureStore, draw: Draw) -> list[Question]:
     """The questions, those without a split with the drawn one."""
     open_ones = [question for question in questions if question.split == TO_DRAW]
-    digests = [pictures.digest(one.picture.name) if one.picture else "" for one in open_ones]
+    digests = [" ".join(pictures.digest(each.name) for each in one.pictures) for one in open_ones]
     splits = iter(draw(open_ones, digests))
     return [
         replace(question, split=next(splits)) if question.split == TO_DRAW else question
@@ -300,6 +237,8 @@ def _drawn(questions: list[Question], pictures: PictureStore, draw: Draw) -> lis
 
 def _unlettered(record: Question) -> Question | Rejected:
     """The question with options that carry no letters: they are shown with letters of ours."""
+    if record.turns:
+        return record
     try:
         plain = strip_letters(record.choices)
     except LettersOutOfOrder:
@@ -338,10 +277,12 @@ def _record_fault(record: Question, splits: Sequence[str]) -> str | None:
         "".join((record.id, record.question, *record.choices, record.category)).encode()
     except UnicodeEncodeError:
         return "text that is not valid Unicode"
-    if record.picture is not None:
-        name = record.picture.name
+    for picture in record.pictures:
+        name = picture.name
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             return "picture's name is not a plain file name"
+    if record.turns:
+        return conversation_fault(record.turns, record.references, len(record.pictures))
     return fault(record.question, record.choices, record.answer)
 
 
@@ -388,77 +329,11 @@ def _lines(rejected: Sequence[Rejected]) -> str:
     return "".join(to_json(row) + "\n" for row in rows)
 
 
-# --- what is written ------------------------------------------------------------------------
-
-
-def _row(record: Question, out: Path, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    image, height, width = None, 0, 0
-    if record.picture is not None:
-        height, width = sizes[record.picture.name]
-        image = {"bytes": None, "path": str(out / IMAGES / record.picture.name)}
-    return {
-        "id": record.id,
-        "image": image,
-        "question": record.question,
-        "choices": list(record.choices),
-        "answer": record.answer,
-        "category": record.category,
-        "height": height,
-        "width": width,
-        **({} if record.value is None else {"value": record.value}),
-    }
-
-
-def _write_split(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """One split as ``Dataset.save_to_disk`` would write it, but with pictures left as paths.
-
-    ``save_to_disk`` itself embeds the picture's bytes in every row, five to seven times over
-    when that many questions ask about one picture. And its fingerprint may vary; ours is a
-    hash of the data, so that the same input gives the same files.
-    """
-    import pyarrow as pa
-    from datasets import DatasetInfo, Features, Image, List, Value
-
-    features = Features(
-        {
-            "id": Value("string"),
-            "image": Image(),
-            "question": Value("string"),
-            "choices": List(Value("string")),
-            "answer": Value("int64"),
-            "category": Value("string"),
-            "height": Value("int32"),  # of the picture, in pixels; 0 without one
-            "width": Value("int32"),
-            # Only where answers are numbers; null where one is not known.
-            **({"value": Value("float64")} if any("value" in row for row in rows) else {}),
-        }
-    )
-    folder.mkdir()
-    data = folder / "data-00000-of-00001.arrow"
-    schema = features.arrow_schema
-    with pa.OSFile(str(data), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for start in range(0, len(rows), 1000):
-            writer.write_table(pa.Table.from_pylist(rows[start : start + 1000], schema=schema))
-    with data.open("rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": data.name}],
-        "_fingerprint": digest[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    (folder / "state.json").write_text(to_json(state, indent=2), encoding="utf-8")
-    DatasetInfo(features=features).write_to_directory(str(folder))
-
-
 def _counts(questions: Sequence[Question], split: str) -> dict[str, Any]:
     mine = [q for q in questions if q.split == split]
     return {
         "questions": len(mine),
-        "pictures": len({q.picture.name for q in mine if q.picture is not None}),
+        "pictures": len({picture.name for q in mine for picture in q.pictures}),
         "categories": dict(sorted(Counter(q.category for q in mine).items())),
     }
 
@@ -475,9 +350,9 @@ def _notes(questions: Sequence[Question]) -> dict[str, int]:
         if question.answer != UNLABELLED:
             answer_repeated += plain.count(plain[question.answer]) > 1
         else:
-            unlabelled += 1
-        if question.picture is not None:
-            places.setdefault(question.picture.name, set()).add(question.split)
+            unlabelled += not question.references
+        for picture in question.pictures:
+            places.setdefault(picture.name, set()).add(question.split)
     return {
         "questions with repeated options": repeated,
         "questions where a wrong option repeats the right one": answer_repeated,

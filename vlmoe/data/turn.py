@@ -12,8 +12,10 @@ PICTURE = "<image>"
 class Turn:
     """What a user says, ``PICTURE`` where a picture stands, and what the model said to it.
 
-    ``answer`` is empty where the model has said nothing yet.
+    ``answer`` is empty where the model has said nothing yet. The first turn of a conversation may
+    have what stands above it all, ``system``.
     """
 
     question: str
     answer: str = ""
+    system: str = ""

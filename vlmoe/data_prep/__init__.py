@@ -14,8 +14,10 @@ READERS = {
     "boolq": "BoolQ",
     "commonsense": "commonsense_170k: eight of these in one file of instructions",
     "glue": "the nine tasks of GLUE, from the hub or the official files",
-    "jsonl": "your own questions: JSON lines, LLaVA-style conversations",
+    "jsonl": "your own questions and conversations: JSON lines, LLaVA, ShareGPT, OpenAI",
     "shapes": "rendered scenes, which need no source at all",
+    "vqa": "VQAv2, OK-VQA, TextVQA, GQA, DocVQA, ChartQA: the official files",
+    "captions": "rendered scenes to be described in words, which need no source",
     "told": "scenes told in words, which need no source either",
     "check": "looks a prepared dataset over",
 }

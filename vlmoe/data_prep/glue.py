@@ -12,15 +12,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from vlmoe.data.example import UNLABELLED
-from vlmoe.data.prepare import (
-    ALL_SPLITS,
-    TO_DRAW,
-    Question,
-    Record,
-    Rejected,
-    Writing,
-    write_dataset,
-)
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import ALL_SPLITS, TO_DRAW, Question, Record, Rejected
 from vlmoe.data_prep import command, hub
 from vlmoe.data_prep.fault import Fault
 from vlmoe.data_prep.glue_rows import GlueFile, GlueRow, find_files, read_rows

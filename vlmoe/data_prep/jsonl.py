@@ -1,4 +1,4 @@
-"""Your own questions: JSON lines, or LLaVA-style conversations -> a prepared dataset.
+"""Your own questions and conversations: JSON lines, or a JSON list -> a prepared dataset.
 
     vlmoe prepare jsonl --source mine.jsonl --out data/mine
     vlmoe prepare jsonl --split train=a.jsonl --split test=b.json --out data/mine
@@ -18,19 +18,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
 
+from vlmoe.data import described
 from vlmoe.data.image import ImageError
 from vlmoe.data.pictures import Picture
-from vlmoe.data.prepare import (
-    ALL_SPLITS,
-    SPLITS,
-    TO_DRAW,
-    LeftOut,
-    Question,
-    Record,
-    Rejected,
-    Writing,
-    write_dataset,
-)
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import ALL_SPLITS, SPLITS, TO_DRAW, LeftOut, Question, Record, Rejected
 from vlmoe.data.turn import PICTURE
 from vlmoe.data_prep import command
 from vlmoe.data_prep.cells import Pictures
@@ -39,22 +31,26 @@ from vlmoe.data_prep.items import Items
 from vlmoe.data_prep.keys import Read, absent, agree, empty, named, read_keys, refuse_picture
 from vlmoe.data_prep.own import (
     ANSWERS,
-    first_is_system,
     names_letter,
     read_answer,
     read_choices,
     read_question,
     read_turns,
+    system_of,
     take_marks,
     usual_marks,
 )
 from vlmoe.data_prep.splitting import draw_splits
+from vlmoe.data_prep.talks import read_talk
 from vlmoe.errors import UserError
 from vlmoe.files import to_json
+from vlmoe.flags import unknown_value
 
 TOOL = "data_prep/jsonl.py"
 SHARES = (0.8, 0.1, 0.1)
 SAME_AGAIN = "records met before, with the same id and content"
+WITHOUT_OPTIONS = "turns of conversations without options (--as free-form keeps them)"
+AUTO, WITH_OPTIONS, FREE_FORM = FORMS = ("auto", "multiple-choice", "free-form")
 
 
 def prepare(
@@ -63,6 +59,7 @@ def prepare(
     *,
     images: str | Path | None = None,
     answers: str = "auto",
+    form: str = AUTO,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
     **writing: Unpack[Writing],
@@ -74,6 +71,9 @@ def prepare(
         out: the folder to make.
         images: where relative paths of pictures begin (default: the folder of their file).
         answers: how answers are given, see ``own.read_answer``.
+        form: ``multiple-choice``: questions with options, also those in a conversation's turns, and
+            nothing else; ``free-form``: conversations whole, questions with an answer in words, and
+            questions with a list of options; ``auto``: the first if any record has options.
         shares: of train, validation and test among one file's questions.
         seed: of the draw. Questions about one picture stay together.
         writing: see ``write_dataset``.
@@ -94,20 +94,30 @@ def prepare(
         files = {TO_DRAW: Path(source)}
     pictures = Pictures(Path(images) if images else None)
     items = {split: Items(file) for split, file in files.items()}
+    if form not in FORMS:
+        raise UserError(unknown_value("form", form, FORMS))
+    if form == AUTO:
+        options = any(has_options(Items(file)) for file in files.values())
+        form = WITH_OPTIONS if options else FREE_FORM
+        if not options:
+            print("no record has options: all are prepared as conversations (--as free-form)")
     drawn = TO_DRAW in files
 
     def draw(questions: Sequence[Question], pixels: Sequence[str]) -> list[str]:
         # Questions about one picture go together, and without one those of the same wording.
-        groups = [key or f"text {one.question}" for one, key in zip(questions, pixels, strict=True)]
+        groups = [key or f"text {_words(one)}" for one, key in zip(questions, pixels, strict=True)]
         return draw_splits(groups, dict(zip(SPLITS, shares, strict=True)), seed)
 
     return write_dataset(
         out,
-        chain.from_iterable(read(its, split, pictures, answers) for split, its in items.items()),
+        chain.from_iterable(
+            read(its, split, pictures, answers, form) for split, its in items.items()
+        ),
         source=", ".join(str(file.resolve()) for file in files.values()),
         tool=TOOL,
         seed=seed if drawn else None,
         draw=draw if drawn else None,
+        about={"task": {"kind": described.FREE}} if form == FREE_FORM else None,
         total=lambda: sum(its.count for its in items.values()),
         **writing,
     )
@@ -116,7 +126,32 @@ def prepare(
 # --- the items ------------------------------------------------------------------------------
 
 
-def read(items: Items, split: str, pictures: Pictures, answers: str) -> Iterator[Record]:
+def has_options(items: Items) -> bool:
+    """Whether any record is a question with options; reads up to the first."""
+    for _, item in items:
+        try:
+            if isinstance(item, Fault):
+                continue
+            values = read_keys(item).values
+            if "choices" in values:
+                return True
+            asked = [values.get("question")]
+            if "conversations" in values:
+                asked = [turn.asked for turn in read_turns(values["conversations"])]
+            if any(isinstance(text, str) and read_question(text) for text in asked):
+                return True
+        except (Fault, RecursionError):
+            continue
+    return False
+
+
+def _words(one: Question) -> str:
+    return "\n".join(turn.question for turn in one.turns) or one.question
+
+
+def read(
+    items: Items, split: str, pictures: Pictures, answers: str, form: str = WITH_OPTIONS
+) -> Iterator[Record]:
     """The records of one file, in its order.
 
     An item without an ``id`` is named by its place in the file. Where every split has a file of
@@ -149,7 +184,7 @@ def read(items: Items, split: str, pictures: Pictures, answers: str) -> Iterator
                     numbers[first] += 1
                 numbers[first] += 1
             numbers[name] = 1
-            found = list(_records(read, name, split, pictures, items.file.parent, answers))
+            found = list(_records(read, name, split, pictures, items.file.parent, answers, form))
         except Fault as fault:
             found = [Rejected(name, split, str(fault), fault.detail)]
         except ImageError as error:
@@ -171,13 +206,18 @@ def _id(read: Read, place: str) -> str:
 
 
 def _records(
-    read: Read, name: str, split: str, pictures: Pictures, beside: Path, answers: str
+    read: Read, name: str, split: str, pictures: Pictures, beside: Path, answers: str, form: str
 ) -> Iterator[Record]:
     values = read.values
     category = "" if empty(values.get("category")) else values["category"]
     if not isinstance(category, str):
         raise Fault("category is not text")
     agree("image", values.get("image"), read)
+    if form == FREE_FORM and "choices" not in values:
+        yield read_talk(read, name, split, pictures, beside, category)
+        return
+    if not empty(values.get("system")):
+        read.notes.append("a system turn, which is not shown")
     picture = pictures.find(values.get("image"), beside)
     if "conversations" in values:
         agree("conversations", values["conversations"], read)
@@ -266,7 +306,7 @@ def _talk(
     asked, notes = take_marks([turn.asked for turn in turns], int(picture is not None))
     if picture is not None and not any(PICTURE in usual_marks(turn.asked) for turn in turns):
         notes = [f"a picture without {PICTURE} in the conversation; it stands in front"]
-    if first_is_system(read.values["conversations"]):
+    if system_of(read.values["conversations"]) is not None:
         notes.append("a system turn, which is not shown")
     for number, (turn, text) in enumerate(zip(turns, asked, strict=True)):
         called = f"{name}#{number}" if number else name
@@ -275,7 +315,7 @@ def _talk(
             if found is None and names_letter(turn.reply):
                 raise Fault("the reply is a letter, but its turn has no options A., B., ...")
             if found is None:
-                yield LeftOut("turns of conversations without options")
+                yield LeftOut(WITHOUT_OPTIONS)
                 continue
             kind = "auto" if answers == "index" else answers
             answer = read_answer(turn.reply, found[1], kind)
@@ -294,7 +334,10 @@ A line of JSON for each question (paths relative to the file; image may be left 
    "answer": "B"}
 or a JSON list of LLaVA-style conversations whose human turns end in lettered options. An answer
 is an index from 0, a letter or an option's text; without one the question is kept as unlabelled.
-docs/data.md explains both.
+Conversations without options, and questions with an answer in words, are kept whole:
+  {"images": ["1.jpg"], "messages": [{"role": "user", "content": "<image>What is it?"},
+   {"role": "assistant", "content": "A cat."}]}
+docs/data.md and docs/free-form.md explain all forms.
 
 examples:
   vlmoe prepare jsonl --source mine.jsonl --out data/mine
@@ -330,6 +373,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="auto",
         help="how answers are given, where auto finds them ambiguous (default: %(default)s)",
     )
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=FORMS,
+        default=AUTO,
+        help="multiple-choice takes questions with options alone; free-form takes conversations "
+        "whole; auto is the first if any record has options (default: %(default)s)",
+    )
     command.add_seed(parser, "splits are drawn from this and the pictures' content")
     options = parser.parse_args(argv)
     if bool(options.source) == bool(options.split):
@@ -339,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.out,
         images=options.images,
         answers=options.answers,
+        form=options.form,
         shares=options.shares,
         seed=options.seed,
         **command.writing(options),

@@ -51,6 +51,7 @@ KEYS: dict[str, Spellings] = {
         ),
     ),
     "category": Spellings(),
+    "system": Spellings((), ("system_prompt",)),
     "conversations": Spellings(("conversation", "messages"), ("dialog", "dialogue")),
 }
 NOT_PICTURES = ("video", "videos", "audio", "audios")

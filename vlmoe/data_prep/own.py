@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmoe.data.example import LETTERS, UNLABELLED
 from vlmoe.data.lettering import LettersOutOfOrder, narrow, read_mark, strip_letters
-from vlmoe.data.prepare import LETTERED
+from vlmoe.data.record import LETTERED
 from vlmoe.data.turn import PICTURE
 from vlmoe.data_prep.cells import INSIDE
 from vlmoe.data_prep.fault import Fault
@@ -221,9 +221,12 @@ def read_turns(conversation: Any) -> Iterator[Turn]:
         yield Turn(asked[1], reply[1], asked[2])
 
 
-def first_is_system(conversation: list[Any]) -> bool:
-    """Whether the turn that ``read_turns`` passes over is there."""
-    return bool(conversation) and _one_turn(conversation[0])[0] == "system"
+def system_of(conversation: list[Any]) -> str | None:
+    """What the turn says that ``read_turns`` passes over; None if it is not there."""
+    if not conversation:
+        return None
+    who, text, _ = _one_turn(conversation[0])
+    return text if who == "system" else None
 
 
 def _one_turn(turn: Any) -> tuple[Any, str | None, tuple[Any, ...]]:

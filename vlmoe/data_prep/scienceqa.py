@@ -14,15 +14,8 @@ from typing import Any, Unpack
 
 from vlmoe.data.example import UNLABELLED
 from vlmoe.data.image import ImageError
-from vlmoe.data.prepare import (
-    SPLITS,
-    LeftOut,
-    Question,
-    Record,
-    Rejected,
-    Writing,
-    write_dataset,
-)
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import SPLITS, LeftOut, Question, Record, Rejected
 from vlmoe.data_prep import command, hub
 from vlmoe.data_prep.cells import Pictures
 from vlmoe.data_prep.fault import Fault

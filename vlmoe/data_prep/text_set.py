@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from vlmoe.data.example import UNLABELLED
-from vlmoe.data.prepare import SPLITS, TO_DRAW, Question, Record, Rejected, Writing, write_dataset
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import SPLITS, TO_DRAW, Question, Record, Rejected
 from vlmoe.data_prep import command, hub
 from vlmoe.data_prep.asked import Asked
 from vlmoe.data_prep.fault import Fault

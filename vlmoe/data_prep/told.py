@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from vlmoe.data.prepare import Question, Writing, write_dataset
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import Question
 from vlmoe.data.scenes import COLOURS, SHAPES
 from vlmoe.data_prep import command
 from vlmoe.errors import UserError

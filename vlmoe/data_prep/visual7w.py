@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from vlmoe.data.pictures import Picture
-from vlmoe.data.prepare import (
-    SPLITS,
-    Question,
-    Rejected,
-    Writing,
-    option_order,
-    write_dataset,
-)
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import SPLITS, Question, Rejected, option_order
 from vlmoe.data_prep import command
 from vlmoe.errors import UserError
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from vlmoe.data.example import LETTERS, UNLABELLED
 from vlmoe.data.image import ImageError
-from vlmoe.data.prepare import TO_DRAW, Question, Record, Rejected, Writing, write_dataset
+from vlmoe.data.prepare import Writing, write_dataset
+from vlmoe.data.record import TO_DRAW, Question, Record, Rejected
 from vlmoe.data.vmcbench import group_of
 from vlmoe.data_prep import command, hub
 from vlmoe.data_prep.cells import Pictures

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -61,7 +62,8 @@ def chat_ids(
     Args:
         tokenizer: with a chat template, or without: then the turns follow each other as
             ``question``, a line ``Answer: ...``, and the end of text.
-        turns: the last one's own ``answer`` is not looked at.
+        turns: the last one's own ``answer`` is not looked at. A system's text that the template has
+            no place for stands above the first question.
         ends: tokens that end an answer; where the template writes none, the tokenizer's own is put.
         answer: what the model says.
         shown: the pictures, for a base that sees: its template takes lists of parts.
@@ -78,6 +80,8 @@ def chat_ids(
         messages.append({"role": "user", "content": _content(turn.question, shown)})
         if said is not None:
             messages.append({"role": "assistant", "content": _content(said, shown)})
+    if system := turns[0].system:
+        messages = _under(system, messages, tokenizer, shown)
     asked = _template(tokenizer, messages, shown, add_generation_prompt=True)
     prompt = _tokens(tokenizer, asked)
     if answer is None:
@@ -94,6 +98,26 @@ def chat_ids(
         if ids[at] in ends:
             return ids[: at + 1]
     return [*ids, tokenizer.eos_token_id]
+
+
+def _under(
+    system: str,
+    messages: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    shown: Shown | None,
+) -> list[dict[str, Any]]:
+    """The messages below a system's text: some templates refuse one, some drop it in silence."""
+    above = [{"role": "system", "content": _content(system, shown)}, *messages]
+    try:
+        if system in _template(tokenizer, above, shown, add_generation_prompt=True):
+            return above
+    except TemplateError:
+        pass
+    first = messages[0]["content"]
+    if isinstance(first, str):
+        return [{"role": "user", "content": f"{system}\n\n{first}"}, *messages[1:]]
+    text = {"type": "text", "text": f"{system}\n\n"}
+    return [{"role": "user", "content": [text, *first]}, *messages[1:]]
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -150,7 +174,7 @@ def _plain(
     shown: Shown | None,
 ) -> list[int]:
     end = tokenizer.eos_token
-    text = ""
+    text = f"{turns[0].system}\n\n" if turns[0].system else ""
     for turn, said in zip(turns, [*before, None], strict=True):
         gap = "" if turn.question.endswith("\n") else "\n"
         text += f"{turn.question}{gap}Answer:"

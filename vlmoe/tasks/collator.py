@@ -7,7 +7,6 @@ question has a row of its own, which ends where the model goes on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -22,12 +21,14 @@ from vlmoe.data.example import LETTERS, UNLABELLED, Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import longest
+from vlmoe.models.decode import ROWS_AT, keeps_all
 from vlmoe.models.family import Reader, Size, family_of
 from vlmoe.models.sized import EQUAL, SizedReader
-from vlmoe.models.tree import Pictures, pack, with_pixels
+from vlmoe.models.tree import pack, with_pixels
 from vlmoe.tasks.letters import Answers, answer_tokens
 from vlmoe.tasks.plain import PlainReader
 from vlmoe.tasks.prompt import LLAVA, PROMPTS, PromptStyle
+from vlmoe.tasks.shown import Shown, size_of
 from vlmoe.tasks.wordings import LabelStyle, style_of
 
 
@@ -150,12 +151,18 @@ class Collator:
         """Batch of prompts alone; ``room`` tokens of free text fit behind each.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (N, S), padded on the left, ``position_ids`` (N, S) or
-            (axes, N, S); of pictures what ``training`` returns.
+            Where sharing is exact as ``scoring``, with ``rows_at`` in the place of ``read_at``
+            (``models.decode``). Else ``input_ids``, ``attention_mask`` (N, S), padded on the left,
+            ``position_ids`` (N, S) or (axes, N, S); of pictures what ``training`` returns.
         """
         rows = [self._prompt_ids(example) for example in examples]
+        if self.sharing_fault is None and keeps_all(self.reader.config):
+            batch, paths = self._pack(rows, examples, room)
+            width = max(map(len, paths))
+            at = [[-1] * (width - len(path)) + path for path in paths]
+            return {**batch, ROWS_AT: torch.tensor(at)}
         self._check_lengths(rows, examples, [room] * len(rows))
-        return self._in_rows(rows, _Shown(self.reader, [example.image for example in examples]))
+        return self._in_rows(rows, Shown(self.reader, [example.images for example in examples]))
 
     def talking(
         self, image: Image.Image | None, turns: Sequence[Turn], room: int
@@ -172,7 +179,7 @@ class Collator:
         """
         if image is not None and turns:  # it stands before the first question
             turns = [replace(turns[0], question=PICTURE + turns[0].question), *turns[1:]]
-        shown = _Shown(self.reader, [image])
+        shown = Shown(self.reader, [() if image is None else (image,)])
         row = self.reader.render(turns, shown.sizes[0])
         if len(row) + room > self.max_length:
             raise UserError(
@@ -238,7 +245,7 @@ class Collator:
         image = example.image
         if image is None:
             return self.prompt_ids(example, picture=False)
-        return self.prompt_ids(example, picture=True, size=_size(image))
+        return self.prompt_ids(example, picture=True, size=size_of(image))
 
     def _option_ids(self, example: Example) -> list[list[int]]:
         """The tokens of each option's text behind the prompt and the answer's lead."""
@@ -249,11 +256,18 @@ class Collator:
         return [self.reader.render(turns, answer=text)[start:-1] for text in texts]
 
     def _pack(
-        self, rows: list[list[int]], examples: Sequence[Example], room: int = 0
+        self,
+        rows: list[list[int]],
+        examples: Sequence[Example],
+        room: int = 0,
+        images: Sequence[Sequence[Image.Image]] | None = None,
     ) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
-        """The batch of ``training`` without labels, and where each row's tokens stand in it."""
+        """The batch of ``training`` without labels, and where each row's tokens stand in it.
+
+        ``images`` are those of each row, where it has not all of its example's.
+        """
         self._check_lengths(rows, examples, [room] * len(rows))
-        shown = _Shown(self.reader, [example.image for example in examples])
+        shown = Shown(self.reader, images or [example.images for example in examples])
         # Without a picture it is the question that different orders of options have in common, and
         # its first line (a passage, a premise) that different questions may have.
         keys: list[Hashable] = [
@@ -273,7 +287,7 @@ class Collator:
             batch["position_ids"] = positions
         return batch, packed.paths
 
-    def _in_rows(self, rows: list[list[int]], shown: _Shown) -> dict[str, torch.Tensor]:
+    def _in_rows(self, rows: list[list[int]], shown: Shown) -> dict[str, torch.Tensor]:
         """A row for each sequence, padded on the left."""
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
@@ -291,7 +305,7 @@ class Collator:
     def _positions(
         self,
         rows: list[list[int]],
-        shown: _Shown,
+        shown: Shown,
         paths: list[list[int]],
         batch: dict[str, torch.Tensor],
     ) -> torch.Tensor | None:
@@ -319,70 +333,9 @@ class Collator:
                 )
 
     def _with_pictures(
-        self, tensors: dict[str, torch.Tensor], shown: _Shown
+        self, tensors: dict[str, torch.Tensor], shown: Shown
     ) -> dict[str, torch.Tensor]:
         batch = shown.placed(tensors)
         if not shown.pictures:
             return batch
         return with_pixels(batch, self.reader.pixels(shown.pictures, self.image_fit))
-
-
-class _Shown:
-    """Every picture of some sequences once, and which of them each is about.
-
-    Args:
-        reader: says which tokens a picture takes.
-        images: of each sequence, if it has one.
-
-    Attributes:
-        pictures: the distinct ones.
-        which: of each sequence, in the order of their places.
-        sizes: of the same.
-    """
-
-    def __init__(self, reader: Reader, images: Sequence[Image.Image | None]):
-        self.pictures: list[Image.Image] = []
-        self.which: list[list[int]] = []
-        known: dict[Hashable, int] = {}
-        for picture in images:
-            if picture is None:
-                self.which.append([])
-                continue
-            if id(picture) not in known:  # the same object needs no look at its pixels
-                content = picture.mode, picture.size, _digest(picture)
-                if content not in known:
-                    known[content] = len(self.pictures)
-                    self.pictures.append(picture)
-                known[id(picture)] = known[content]
-            self.which.append([known[id(picture)]])
-        self.sizes = [[_size(self.pictures[at]) for at in which] for which in self.which]
-        self._tokens = Pictures(
-            reader.image_token,
-            [
-                sum(token == reader.image_token for token in reader.picture_tokens(_size(picture)))
-                for picture in self.pictures
-            ],
-        )
-
-    def marked(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Each sequence's tokens, with a number of its own for every picture."""
-        return [
-            self._tokens.marked(row, which) for row, which in zip(rows, self.which, strict=True)
-        ]
-
-    def placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See ``Pictures.placed``."""
-        return self._tokens.placed(tensors, self.which)
-
-
-def _size(picture: Image.Image) -> Size:
-    return Size(picture.height, picture.width)
-
-
-def _digest(picture: Image.Image, rows: int = 256) -> bytes:
-    """A hash of the pixels, a band of rows at a time: a large picture is not copied whole."""
-    digest = hashlib.sha256()
-    for top in range(0, picture.height, rows):
-        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        digest.update(band.tobytes())
-    return digest.digest()

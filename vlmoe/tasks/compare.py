@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ PROTOCOL = (
     "quantize",
     "dtype",
 )
+RESAMPLES, SEED = 2000, 0
 _NEEDED = ("id", "question", "choices", "prediction", "answer", "correct")
 
 
@@ -42,6 +44,8 @@ class Comparison:
         unlabelled: questions without an answer; they do not count.
         unanswered: questions that could not be answered under A and under B, which is wrong.
         changed: a row for every question whose chosen option says something else under B.
+        scores: of every score that both have of answers in words, by name: the ``difference`` of
+            the means, its ``ci95`` and the questions ``n``, drawn anew in pairs.
     """
 
     both_right: int
@@ -54,6 +58,7 @@ class Comparison:
     unlabelled: int
     unanswered: tuple[int, int]
     changed: list[dict[str, Any]]
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -152,7 +157,30 @@ def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) ->
         len(a) - len(labelled),
         (_unanswered(a), _unanswered(b)),
         [row for name in a if (row := _change(a[name], b[name]))],
+        _scores(a, b),
     )
+
+
+def _scores(
+    a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The differences of scores, where both have them of a question."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for name in a:
+        of_a, of_b = (rows[name].get("measures", {}) for rows in (a, b))
+        for score in of_a.keys() & of_b.keys():
+            pairs.setdefault(score, []).append((of_a[score], of_b[score]))
+    return {score: paired_scores(pairs[score]) for score in sorted(pairs)}
+
+
+def paired_scores(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """B's mean minus A's over the same questions, with the interval of a paired bootstrap."""
+    differences = [after - before for before, after in pairs]
+    draw = random.Random(SEED)
+    size = len(differences)
+    means = sorted(sum(draw.choices(differences, k=size)) / size for _ in range(RESAMPLES))
+    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+    return {"difference": sum(differences) / size, "ci95": [low, high], "n": size}
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -219,6 +247,11 @@ def comparison_text(found: Comparison, names: Sequence[str], shown: int) -> str:
     ]
     if len(found.changed) > shown:
         lines.append(f"  and {len(found.changed) - shown} more")
+    for name, score in found.scores.items():
+        low, high = score["ci95"]
+        lines.append(
+            f"{name} {score['difference']:+.4f} (n={score['n']}, 95% CI {low:+.4f} to {high:+.4f})"
+        )
     low, high = found.ci95
     lines.append(
         f"difference {found.difference:+.4f} (n={found.n}, 95% CI {low:+.4f} to {high:+.4f}, "
@@ -249,6 +282,8 @@ def _check_same(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
     """What the question is, whatever the order of its options."""
+    if not row["choices"]:
+        return row["question"], [], tuple(row.get("references", ()))
     right = None if row["correct"] is None else row["choices"][row["answer"]]
     return row["question"], sorted(row["choices"]), right
 
@@ -280,4 +315,6 @@ def _unanswered(rows: Mapping[str, dict[str, Any]]) -> int:
 
 
 def _said(row: dict[str, Any]) -> str | None:
+    if not row["choices"]:
+        return row.get("text")
     return None if row["prediction"] is None else row["choices"][row["prediction"]]

@@ -45,7 +45,8 @@ def metrics(scored: Sequence[Scored], groups: Mapping[str, str] | None = None) -
         **summary(labelled),
         "by_category": _by(labelled, lambda example: example.category),
         "unparsed": sum(
-            item.prediction.choice is None and not item.unanswered for item in labelled
+            item.prediction.choice is None and not item.unanswered and not item.example.is_free
+            for item in labelled
         ),
         "unanswered": sum(bool(item.unanswered) for item in labelled),
     }
@@ -113,12 +114,21 @@ def prediction_rows(scored: Iterable[Scored]) -> list[dict[str, Any]]:
             **_evidence(item.prediction),
             "prediction": item.prediction.choice,
             "answer": item.example.answer,
+            **_free(item),
             **({} if item.example.value is None else {"value": item.example.value}),
             "correct": item.correct,
             **_rotations(item),
         }
         for item in scored
     ]
+
+
+def _free(item: Scored) -> dict[str, Any]:
+    """What only an answer in words has."""
+    if not item.example.is_free:
+        return {}
+    measures = {name: round(value, 8) for name, value in item.measures.items()}
+    return {"references": list(item.example.references), "measures": measures}
 
 
 def _evidence(prediction: Prediction) -> dict[str, Any]:

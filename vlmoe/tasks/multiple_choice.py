@@ -46,6 +46,10 @@ class MultipleChoice:
         """See ``Collator.length``."""
         return self.collator.length(example, picture=picture)
 
+    def cuts(self, example: Example, *, picture: bool) -> int:
+        """None: a question has one turn."""
+        return 0
+
     def answers(
         self,
         model: nn.Module,
@@ -54,14 +58,18 @@ class MultipleChoice:
         batch_size: int,
         workers: int = 0,
         description: str = "score",
+        scoring: str | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        **how: Any,
     ) -> list[Scored]:
-        """As ``predictor`` reads them."""
+        """As ``predictor`` reads them; ``how`` is what else ``score.score`` takes."""
         return score(
-            self.predictor(model),
+            self.predictor(model, scoring, max_new_tokens),
             examples,
             batch_size=batch_size,
             workers=workers,
             description=description,
+            **how,
         )
 
     @property

@@ -12,11 +12,13 @@ from vlmoe.choices import MAX_NEW_TOKENS, SCORINGS
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError
 from vlmoe.finite import NO_NUMBERS
+from vlmoe.models.decode import begin, only
 from vlmoe.models.forward import following, head, next_logits, states_at
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.parse import parse_answer
 from vlmoe.tasks.predict import Prediction, Predictor
 
+KEPT = 0.75  # of the rows that are written on: when fewer go on, the others are dropped
 LOGITS_AT_ONCE = 256  # of the whole vocabulary in float64, 64 MB
 
 
@@ -60,6 +62,9 @@ class OptionPredictor(Predictor):
 class GeneratePredictor(Predictor):
     """Lets the model speak, one likeliest token after the other, and parses what it said.
 
+    What questions begin with alike, a picture above all, goes through the model once, where that is
+    exact; rows that have ended are dropped.
+
     Args:
         model: as for ``Predictor``.
         collator: likewise.
@@ -77,7 +82,7 @@ class GeneratePredictor(Predictor):
 
     @property
     def shares(self) -> bool:
-        """Only what the vision tower makes of a picture is shared: every row is written on."""
+        """Every order of a question's options is written on by itself."""
         return False
 
     @property
@@ -99,7 +104,7 @@ class GeneratePredictor(Predictor):
 
     def parse(self, text: str, example: Example) -> int | None:
         """The option that a text names; None if it names none."""
-        return parse_answer(text, example.choices)
+        return parse_answer(text, example.choices) if example.choices else None
 
     def _greedy(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What each row says (N, T), and whether all the logits it was read off were numbers (N,).
@@ -107,18 +112,28 @@ class GeneratePredictor(Predictor):
         Transformers' own would fill settings up from the model's, which may sample, search and
         penalize, and would keep positions on the model.
         """
-        pad = self.collator.tokenizer.pad_token_id
-        ends = torch.tensor(sorted(self.collator.reader.ends)).to(batch["input_ids"])
-        going = sound = torch.ones_like(batch["input_ids"][:, 0], dtype=torch.bool)
-        said: list[torch.Tensor] = []
-        cache = None
-        while len(said) < self.max_new_tokens and going.any():
-            logits, cache = next_logits(self.model, batch, cache)
-            sound = sound & (logits.isfinite().all(-1) | ~going)
-            said.append(logits.argmax(-1).where(going, pad))
-            going = going & ~torch.isin(said[-1], ends)
-            batch = following(batch, said[-1][:, None])
-        return torch.stack(said, 1), sound
+        logits, cache, batch = begin(self.model, batch)
+        rows = torch.arange(len(logits), device=logits.device)  # those that are written on
+        ends = torch.tensor(sorted(self.collator.reader.ends), device=logits.device)
+        said = rows.new_full((len(rows), self.max_new_tokens), self.collator.tokenizer.pad_token_id)
+        sound = torch.ones_like(rows, dtype=torch.bool)
+        going = sound.clone()
+        for at in range(self.max_new_tokens):
+            if at:
+                batch = following(batch, said[rows, at - 1, None])
+                logits, cache = next_logits(self.model, batch, cache)
+            token, whole = logits.argmax(-1), logits.isfinite().all(-1)
+            sound[rows] &= whole | ~going[rows]
+            said[rows, at] = token.where(going[rows], said[rows, at])
+            going[rows] &= ~torch.isin(token, ends)
+            left = int(going[rows].sum())
+            if not left:
+                break
+            if left <= KEPT * len(rows):
+                still = going[rows].nonzero().flatten()
+                batch, cache = only(batch, cache, still)
+                rows = rows[still]
+        return said, sound
 
 
 def make_predictor(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 
 import torch
@@ -17,6 +17,7 @@ from vlmoe.data.image import ImageError
 from vlmoe.data.mix import Mixture, picture_keys
 from vlmoe.errors import UserError
 from vlmoe.finite import NO_NUMBERS, NotFinite
+from vlmoe.tasks.free.scores import exact_match
 from vlmoe.tasks.predict import Prediction, Predictor
 
 Batch = dict[str, torch.Tensor]
@@ -31,18 +32,25 @@ class Scored:
         prediction: for that order of options.
         rotations: what was chosen in every order of ``circular``, the first one included, as
             indices into ``example.choices``; empty if the question was asked only once.
+        measures: scores of an answer in words, by name.
     """
 
     example: Example
     prediction: Prediction
     rotations: tuple[int | None, ...] = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def correct(self) -> bool | None:
         """Whether the chosen option says what the right one says (options can repeat).
 
-        None if the question has no answer to compare with.
+        Of an answer in words, whether it is one of the right ones (``exact_match``). None if the
+        question has no answer to compare with.
         """
+        if self.example.is_free:
+            if not self.example.labelled:
+                return None
+            return exact_match(self.prediction.text or "", self.example.references) == 1
         return self._is_right(self.prediction.choice)
 
     @property
@@ -59,7 +67,9 @@ class Scored:
 
     @property
     def chance(self) -> float:
-        """Probability of being correct by picking an option at random."""
+        """Probability of being correct by picking an option at random; of words it is none."""
+        if self.example.is_free:
+            return 0.0
         count = len(self.example.choices)
         return sum(bool(self._is_right(choice)) for choice in range(count)) / count
 
@@ -175,7 +185,7 @@ def _gather(question: _Question, predictions: Iterator[Prediction], circular: bo
         answers = [next(predictions) for _ in shown]
     fault = next((answer.fault for answer in answers if answer.fault), None)
     first = Prediction(None, fault=fault) if fault else answers[0]
-    if not circular:
+    if not circular or shown[0].is_free:
         return Scored(shown[0], first)
     chosen = tuple(
         None if (choice := answer.choice) is None else (choice + shift) % count
@@ -244,7 +254,7 @@ class _Questions(torch.utils.data.Dataset[_Question]):
             if not isinstance(self.examples, Mixture | ExampleDataset):
                 raise
             example, fault = self.examples.text(index), str(error)
-        shifts = len(example.choices) if self.circular else 1
+        shifts = len(example.choices) if self.circular and not example.is_free else 1
         return _Question([rotated(example, shift) for shift in range(shifts)], fault)
 
 
@@ -285,4 +295,4 @@ class _Collate:
 
 
 def _blind(examples: Sequence[Example]) -> list[Example]:
-    return [replace(example, image=None) for example in examples]
+    return [example.blind() for example in examples]

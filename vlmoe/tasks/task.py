@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from vlmoe.choices import TOO_LONG
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture
 from vlmoe.errors import UserError
@@ -35,6 +36,9 @@ class Task(Protocol):
     def length(self, example: Example, *, picture: bool) -> int:
         """Tokens of a question with its answer. Raises ``UserError`` if it cannot be put at all."""
 
+    def cuts(self, example: Example, *, picture: bool) -> int:
+        """Turns at its end that a question is trained without, so that it fits the model."""
+
     def answers(
         self,
         model: nn.Module,
@@ -59,16 +63,29 @@ class Task(Protocol):
         """The one line that a run ends with."""
 
 
-def trainable(task: Task, examples: Mixture) -> tuple[Mixture, list[dict[str, str]]]:
+class Trainable(NamedTuple):
+    """What of some questions can be trained on."""
+
+    examples: Mixture
+    skipped: list[dict[str, str]]
+    """Dataset, id and reason of the others."""
+    cut: list[str]
+    """Ids of those that are trained without their last turns."""
+
+
+def trainable(task: Task, examples: Mixture, too_long: str = TOO_LONG[0]) -> Trainable:
     """Leave out questions without an answer, and those too long for the model.
 
-    Returns:
-        The questions to train on; dataset, id and reason of the others.
+    Args:
+        task: of the run.
+        examples: its questions.
+        too_long: of ``choices.TOO_LONG``; the task itself cuts.
 
     Raises:
-        UserError: of one of the datasets nothing is left.
+        UserError: of one of the datasets nothing is left; or some are too long, and that is to be
+            refused.
     """
-    keep, skipped = [], []
+    keep, skipped, cut = [], [], []
     for at, labelled in enumerate(examples.labelled):
         example = examples.text(at)
         picture = examples.image_key(at) is not None
@@ -77,6 +94,13 @@ def trainable(task: Task, examples: Mixture) -> tuple[Mixture, list[dict[str, st
             reason = "no answer"
         elif task.length(example, picture=picture) > task.max_length:
             reason = f"more tokens than the model takes ({task.max_length})"
+            if too_long == "refuse":
+                raise UserError(
+                    f"question {example.id} has {reason}: shorten it, or take --too-long leave-out "
+                    "or cut"
+                )
+        elif task.cuts(example, picture=picture):
+            cut.append(example.id)
         if reason:
             skipped.append({"dataset": example.dataset, "id": example.id, "reason": reason})
         else:
@@ -88,7 +112,7 @@ def trainable(task: Task, examples: Mixture) -> tuple[Mixture, list[dict[str, st
                 f"no question of {examples.parts[name].directory} can be trained on: they have "
                 f"no answer, or do not fit into the model's {task.max_length} tokens"
             )
-    return chosen, skipped
+    return Trainable(chosen, skipped, cut)
 
 
 def misfits(task: Task, examples: Mixture) -> list[str]:

@@ -68,7 +68,7 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
         task = setup.make_task(base, config, describe(data, say))
         questions = load_mixture(data, "train")
         check_pictures(accelerator, base.reader, config.model, questions, validation, test)
-        examples, skipped = trainable(task, questions)
+        examples, skipped, cut = trainable(task, questions, config.too_long)
         if config.target == ATTENTION and not config.target_modules and all_seen(examples):
             ranks.all_take_part(accelerator)
         tell_misfits(task, validation, test, say=say)
@@ -90,6 +90,9 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 return False
             say(adapter_table(model))
             say(f"{len(examples)} questions to train on, {len(skipped)} left out")
+            if cut:
+                shown = ", ".join(cut[:3])
+                say(f"{len(cut)} conversations are cut between two turns, such as {shown}")
             if task.sharing_fault:
                 say(f"questions share no image tokens: {task.sharing_fault}")
             for reason in not_scored.values():

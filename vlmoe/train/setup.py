@@ -93,6 +93,8 @@ def make_task(base: Base, config: TrainConfig, described: Described | None = Non
         config.prompt,
         config.max_picture_tokens,
         config.pack_tokens,
+        config.train_on,
+        config.too_long,
     )
     if task.sharing_fault and config.questions_per_image != 1:
         raise UserError(

@@ -198,15 +198,17 @@ def conversation(turns: Sequence[Turn], markup: Sequence[str] = (END,)) -> str:
     """LLaVA-1.5's conversation up to where the assistant begins to answer the last question.
 
     Args:
-        turns: a picture that stands before a question has a line of its own.
+        turns: pictures that stand before a question have a line each; a system's text stands in
+            front of all.
         markup: what is left out where the model itself spelt it out in an earlier answer: it would
             become control tokens.
     """
-    text = ""
+    text = f"{turns[0].system} " if turns and turns[0].system else ""
     for at, turn in enumerate(turns):
-        asked = turn.question
-        if asked.startswith(PICTURE):
-            asked = f"{PICTURE}\n{asked.removeprefix(PICTURE)}"
+        asked, front = turn.question, ""
+        while asked.startswith(PICTURE):
+            front, asked = f"{front}{PICTURE}\n", asked.removeprefix(PICTURE)
+        asked = front + asked
         gap = "" if asked.endswith("\n") else " "
         text += f"USER: {asked}{gap}ASSISTANT:"
         if at < len(turns) - 1:

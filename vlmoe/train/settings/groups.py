@@ -22,7 +22,9 @@ from vlmoe.choices import (
     INITS,
     QUANTIZE,
     TARGETS,
+    TOO_LONG,
     TRACKERS,
+    TRAIN_ON,
 )
 from vlmoe.data.mix import PROPORTIONAL, shares
 from vlmoe.data.registry import names_of
@@ -71,6 +73,11 @@ class DataSettings(Group):
     max_picture_tokens: int | None = None
     """no picture takes more tokens: larger ones are shrunk until they do not (for bases to which
     larger pictures are more tokens)"""
+    train_on: str = "all"
+    """answers of a conversation that are learned: all, or the last"""
+    too_long: str = "leave-out"
+    """what becomes of training questions too long for the model: leave-out (they are listed), cut
+    (conversations between two turns; the others are left out), or refuse"""
     questions_per_image: int | str = 1
     """how many of a picture's questions come together in a step, or all of them; those that meet in
     a piece of a step share its tokens, at a fraction of the work, and exactly"""
@@ -80,7 +87,9 @@ class DataSettings(Group):
             shares(self.mix, [1] * len(names_of(self.dataset)))
         except UserError as error:
             yield str(error)
-        yield from one_of(self, prompt=PROMPTS, image_fit=IMAGE_FITS)
+        yield from one_of(
+            self, prompt=PROMPTS, image_fit=IMAGE_FITS, train_on=TRAIN_ON, too_long=TOO_LONG
+        )
         yield from at_least_one(self, "max_picture_tokens", "questions_per_image")
 
 
