@@ -184,3 +184,21 @@ def test_what_can_be_taken_home(engine):
     assert shown.downloads(found, drawn, "b", "tiny").count(" download=") == 3
     *_, (_, asked) = engine.ask(None, [Turn(QUESTION)], "b", max_new_tokens=8)
     assert "no picture" in shown.patches(engine.experts(asked, "b"), None)
+
+
+def test_several_pictures_in_their_order(engine):
+    """In front of the first question, each at its own place; the map is the first one's."""
+    other = render(Scene((Thing("blue", "star", "huge", "top left"),), "teal", seed=2))
+    batches = []
+    for pictures in ([SCENE, other], [other, SCENE]):
+        *_, (_, asked) = engine.ask(pictures, [Turn(QUESTION)], "b", max_new_tokens=4)
+        batches.append(asked.batch)
+        found = engine.experts(asked, "b")
+        tokens = len(engine._predictor("b").collator.reader.picture_tokens(None))
+        assert len(found.picture) >= 2 * tokens  # and what stands between them
+        assert len(found.leading(found.layers[0])) == tokens
+    one, two = batches
+    assert torch.equal(one["input_ids"], two["input_ids"])
+    assert torch.equal(one["pixel_values"], two["pixel_values"].flip(0))
+    *_, (_, asked) = engine.ask([], [Turn(QUESTION)], "b", max_new_tokens=4)
+    assert "pixel_values" not in asked.batch

@@ -8,6 +8,7 @@ from base64 import b64decode
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.demo.conftest import ARTEFACTS, CHROMIUM, NEEDS, Demo, slowdown
 from tests.demo.test_limits import PICTURES
@@ -322,6 +323,20 @@ def test_another_picture_is_another_conversation(visit) -> None:
     expect(page.locator("#chat .said")).to_have_count(0)
     page.get_by_role("tab", name="Experts").click()
     expect(page.locator("#experts-note")).to_contain_text("Ask or choose something first")
+
+
+def test_a_second_picture(visit, tmp_path) -> None:
+    """It is a question about both then, and another conversation."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "second.png")
+    page = visit()
+    page.get_by_role("button", name="Two shapes").click()
+    expect(page.locator("#picture img")).to_be_visible()
+    ask(page, QUESTION)
+    page.get_by_role("button", name="More pictures").click()
+    page.locator("#picture-2 input[type=file]").first.set_input_files(str(tmp_path / "second.png"))
+    expect(page.locator("#picture-2 img")).to_be_visible()
+    expect(page.locator("#chat .said")).to_have_count(0)
+    assert ask(page, "Which is red?")
 
 
 def test_by_keyboard_alone(visit) -> None:

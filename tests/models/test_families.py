@@ -34,6 +34,7 @@ from vlmoe.choices import TARGETS
 from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
+from vlmoe.models.decode import ROWS_AT, begin, keeps_all, only
 from vlmoe.models.family import FAMILIES, Family, Reader, family_of
 from vlmoe.models.forward import followed_by, following, logits_at, next_logits
 from vlmoe.models.load import checkpoint_activations, load_base
@@ -226,6 +227,33 @@ def test_answers_do_not_depend_on_the_batch(base, scoring):
             one.prediction.probabilities, abs=1e-5
         )
         assert all_.prediction.scores == pytest.approx(one.prediction.scores, abs=1e-5)
+
+
+def test_what_prompts_share_is_exact(base):
+    """The first logits, and those behind another token, are of each prompt in a row of its own."""
+    collator = Collator.of(base.reader)
+    asked = questions(base)
+    batches = [
+        each.asking(asked, room=2)
+        for each in (collator, replace(collator, sharing_fault="as a test has it"))
+    ]
+    exact = collator.sharing_fault is None and keeps_all(base.reader.config)
+    assert [ROWS_AT in batch for batch in batches] == [exact, False]
+    if exact and family_of(base.model.config).sees:
+        assert len(batches[0]["input_ids"]) < len(asked)
+    found = []
+    with torch.inference_mode():
+        for batch in batches:
+            first, cache, rows = begin(base.model, batch)
+            after = following(rows, first.argmax(-1)[:, None])
+            second, _ = next_logits(base.model, after, cache)
+            kept = torch.tensor([0, len(asked) - 1])
+            fewer, cache = only(after, cache, kept)
+            third, _ = next_logits(
+                base.model, following(fewer, second[kept].argmax(-1)[:, None]), cache
+            )
+            found.append((first, second, third))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_visitors_who_stream_at_once_hear_what_generating_says(base):

@@ -26,7 +26,7 @@ from vlmoe.data_prep import command
 from vlmoe.errors import UserError
 
 TOOL = "data_prep/captions.py"
-CONVERSATIONS = {"train": 3000, "validation": 200, "test": 600}
+CONVERSATIONS = {"train": 3000, "validation": 200, "test": 900}
 
 
 def prepare(

@@ -70,7 +70,7 @@ def build(
             common = Common(engine, name, picture, gr.State(None))
             with gr.Column(scale=3, min_width=320), gr.Tabs():
                 with gr.Tab("Ask", id="ask") as asking:
-                    question = ask_tab(common)
+                    question = ask_tab(common, store)
                 with gr.Tab("Choose", id="choose") as choosing:
                     choose = choose_tab(common, questions)
                 with gr.Tab("Experts", id="experts") as looking:

@@ -137,7 +137,7 @@ class Engine:
 
     def ask(
         self,
-        picture: Image.Image | None,
+        picture: Image.Image | Sequence[Image.Image] | None,
         turns: Sequence[Turn],
         name: str,
         *,
@@ -145,7 +145,7 @@ class Engine:
         max_new_tokens: int = 64,
         seed: int | None = None,
     ) -> Iterator[tuple[Said, Asked]]:
-        """Answer the last turn's question, token by token.
+        """Answer the last turn's question about a picture or several, token by token.
 
         Raises:
             UserError: before the first token: not loaded yet, no such name, a question or a

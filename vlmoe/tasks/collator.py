@@ -165,21 +165,26 @@ class Collator:
         return self._in_rows(rows, Shown(self.reader, [example.images for example in examples]))
 
     def talking(
-        self, image: Image.Image | None, turns: Sequence[Turn], room: int
+        self,
+        images: Image.Image | Sequence[Image.Image] | None,
+        turns: Sequence[Turn],
+        room: int,
     ) -> dict[str, torch.Tensor]:
-        """A batch of one: a conversation about a picture, up to the last question's answer.
+        """A batch of one: a conversation about pictures, up to the last question's answer.
 
         Args:
-            image: the picture, or None to talk without one.
+            images: a picture, several, or None to talk without one; they stand in front of all.
             turns: the questions with their answers; the last one is to be answered.
             room: tokens that must fit behind it.
 
         Raises:
             UserError: the conversation is too long for the model.
         """
-        if image is not None and turns:  # it stands before the first question
-            turns = [replace(turns[0], question=PICTURE + turns[0].question), *turns[1:]]
-        shown = Shown(self.reader, [() if image is None else (image,)])
+        pictures = [images] if isinstance(images, Image.Image) else [*(images or ())]
+        if turns:
+            question = PICTURE * len(pictures) + turns[0].question
+            turns = [replace(turns[0], question=question), *turns[1:]]
+        shown = Shown(self.reader, [pictures])
         row = self.reader.render(turns, shown.sizes[0])
         if len(row) + room > self.max_length:
             raise UserError(

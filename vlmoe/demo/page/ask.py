@@ -11,7 +11,9 @@ from PIL import Image
 
 from vlmoe.data.turn import Turn
 from vlmoe.demo import markup
+from vlmoe.demo.guard.store import Store
 from vlmoe.demo.page.common import BLIND, MODEL, QUICK, Common, toasts
+from vlmoe.demo.page.picture import further_boxes
 
 ENDS = {
     "": "Answering\u2026",
@@ -40,7 +42,7 @@ class Talking:
         return "stop" if question <= self.stopped else ""
 
 
-def ask_tab(common: Common) -> gr.Textbox:
+def ask_tab(common: Common, store: Store) -> gr.Textbox:
     """Widgets and what they do; returns the box of the question."""
     limits = common.engine.limits
     # Gradio's own chat would show what a visitor or a model writes as HTML.
@@ -57,6 +59,8 @@ def ask_tab(common: Common) -> gr.Textbox:
         send = gr.Button("Ask", variant="primary", min_width=80, elem_id="send")
         stop = gr.Button("Stop", min_width=80, elem_id="stop")
         clear = gr.Button("Clear", min_width=80, elem_id="clear")
+    with gr.Accordion("More pictures", open=False, elem_id="more-pictures"):
+        further = further_boxes(limits, store)
     with gr.Accordion("Advanced", open=False):
         temperature = gr.Slider(
             0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest words, always the same"
@@ -85,10 +89,12 @@ def ask_tab(common: Common) -> gr.Textbox:
         talking: Talking,
         temperature: float,
         length: int,
+        *further: Image.Image | None,
     ) -> Iterator[tuple[Any, ...]]:
         number = talking.asked
+        images = [one for one in (image, *further) if one is not None]
         stream = common.engine.ask(
-            image,
+            images,
             [*before, Turn(question)],
             name,
             temperature=temperature,
@@ -100,7 +106,7 @@ def ask_tab(common: Common) -> gr.Textbox:
                 yield "", markup.talk([]), [], None, markup.note("")
                 return
             talk = [*before, Turn(question.strip(), said.text)]
-            about = ENDS[end] or ("" if image else BLIND)
+            about = ENDS[end] or ("" if images else BLIND)
             told = markup.note(about, spoken=said.text if end else "")
             yield "", markup.talk(talk), talk, asked, told
             if end:
@@ -108,7 +114,7 @@ def ask_tab(common: Common) -> gr.Textbox:
 
     gr.on([send.click, question.submit], begin, talking, None, **QUICK).then(
         answer,
-        [common.picture, question, common.name, turns, talking, temperature, length],
+        [common.picture, question, common.name, turns, talking, temperature, length, *further],
         [question, chat, turns, common.asked, note],
         show_progress="minimal",
         show_progress_on=note,
@@ -117,7 +123,7 @@ def ask_tab(common: Common) -> gr.Textbox:
     stop.click(end, talking, None, **QUICK)
     # Another picture is another conversation.
     gr.on(
-        [clear.click, common.picture.change],
+        [clear.click, *(box.change for box in (common.picture, *further))],
         forget,
         talking,
         [chat, turns, common.asked, note],

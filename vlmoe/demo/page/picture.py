@@ -18,6 +18,9 @@ from vlmoe.demo.page.checked import asker
 from vlmoe.demo.page.common import QUICK
 from vlmoe.errors import UserError
 
+FURTHER = 2
+"""Pictures behind the first."""
+
 
 def picture_box(limits: Limits, store: Store) -> gr.Image:
     """Where a picture is put; what is no picture, or too large, is refused when it is used."""
@@ -30,6 +33,26 @@ def picture_box(limits: Limits, store: Store) -> gr.Image:
         alt_text="The picture that is asked about",
     )
     return _guarded(picture, limits, store)
+
+
+def further_boxes(limits: Limits, store: Store) -> list[gr.Image]:
+    """Where pictures behind the first are put, for questions about several."""
+    with gr.Row():
+        return [
+            _guarded(
+                gr.Image(
+                    label=f"Picture {number}",
+                    sources=["upload", "clipboard", "webcam"],
+                    height=160,
+                    buttons=[],
+                    elem_id=f"picture-{number}",
+                    alt_text=f"Picture {number} of those that are asked about",
+                ),
+                limits,
+                store,
+            )
+            for number in range(2, FURTHER + 2)
+        ]
 
 
 def example_buttons(files: Sequence[Path]) -> list[gr.Button]:
