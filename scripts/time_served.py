@@ -123,7 +123,9 @@ def serving(args: argparse.Namespace) -> Iterator[str]:
 
 
 def body(example: Example, style: Any) -> tuple[list[dict[str, Any]], Sequence[str]]:
-    """The messages of a question, and its options."""
+    """The messages of a question, and its options. Raises ``UserError`` for several pictures."""
+    if len(example.images) > 1:
+        raise UserError(f"{example.id} has several pictures, the server takes one")
     text = style.ask(example.question, example.choices)
     parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
     if example.image is not None:
