@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import psutil  # type: ignore[import-untyped]  # accelerate brings it along
+import psutil  # accelerate brings it along
 import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig

@@ -119,7 +119,7 @@ def rouge_l(said: str, references: Sequence[str]) -> float:
 
 def _rouge() -> Any:
     try:
-        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+        from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise UserError("rouge_l needs the package rouge-score: pip install rouge-score") from None
     return RougeScorer(["rougeL"], use_stemmer=False)
