@@ -239,7 +239,9 @@ def test_a_hub_id(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmoe.adapter.load.hf_hub_download", download)
     model = load_adapter(small_llava(), "someone/adapter")
     assert torch.equal(logits_of(model), reference_logits(saved))
-    assert asked == [("someone/adapter", CONFIG), ("someone/adapter", WEIGHTS)]
+    # And how its run asked, if it was pushed with that.
+    assert [file for _, file in asked] == [CONFIG, WEIGHTS, "config.yaml"]
+    assert {repo for repo, _ in asked} == {"someone/adapter"}
     text = refusal("someone/else")
     assert "no such directory, and not to be had from the hub (no network)" in text
     assert "no such directory" in refusal("./not/a/hub/id")

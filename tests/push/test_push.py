@@ -56,6 +56,7 @@ def run(made, tmp_path) -> Path:
 @pytest.fixture
 def stand_in(monkeypatch) -> Hub:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # CI is offline
     with hub() as state:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.url)
         yield state
@@ -158,6 +159,7 @@ def test_what_the_hub_refuses(stand_in, run, monkeypatch):
 
 def test_a_hub_that_is_not_there(run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the hub cannot be reached"):
         push(run)
