@@ -15,7 +15,7 @@ import pytest
 
 from tests.parquet_source import shade
 from vlmoe.data.prepare import TooManyRejected
-from vlmoe.data_prep import items, jsonl, vmcbench
+from vlmoe.data_prep import items, json_stream, jsonl, vmcbench
 from vlmoe.data_prep.items import Items
 from vlmoe.errors import UserError
 
@@ -177,7 +177,7 @@ def test_files_that_are_nothing(folder: Path, content: bytes) -> None:
 
 def test_memory_does_not_grow_with_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of many records, and a line without end, are read piece by piece."""
-    monkeypatch.setattr(items, "CHUNK", 1 << 14)
+    monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
     item = json.dumps({"question": "x" * 1000})
     (folder / "in.json").write_text("[" + ",\n".join([item] * 20_000) + "]")
     tracemalloc.start()

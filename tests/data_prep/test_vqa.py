@@ -189,7 +189,16 @@ def test_entries_are_read_one_by_one(tmp_path, monkeypatch):
     assert list(json_stream.listed(tmp_path / "c.json")) == []
     with pytest.raises(UserError, match="has no list 'other'"):
         list(json_stream.entries_under(tmp_path / "a.json", "other"))
-    for text in ('{"rows": [1, 2', '{"rows": 3}', "[1]", "{1: 2}", '{"rows": [1 2', ""):
+    for text in (
+        '{"rows": [1, 2',
+        '{"rows": 3}',
+        "[1]",
+        "{1: 2}",
+        '{"rows": [1 2',
+        '{"rows": [1 2]}',
+        '{"a": 1 "rows": [1]}',
+        "",
+    ):
         (tmp_path / "d.json").write_text(text)
         with pytest.raises(UserError, match=r"d.json (is not the JSON|has no list)"):
             list(json_stream.entries_under(tmp_path / "d.json", "rows"))

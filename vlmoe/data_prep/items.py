@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vlmoe.data_prep.fault import Fault
+from vlmoe.data_prep.json_stream import CHUNK, LARGEST, Reader
 from vlmoe.data_prep.keys import find_columns
 from vlmoe.data_prep.text import open_text
 from vlmoe.errors import UserError
 
-# Characters of one record, and of a file that must be read whole. A picture in base64 has a few
-# million; a file without line breaks must not fill the memory.
-LARGEST = 64_000_000
-CHUNK = 1 << 20
 BAD_JSON = "not valid JSON"
 
 Item = tuple[str, dict[str, Any] | Fault]
@@ -166,55 +163,18 @@ def _begins_whole(text: str) -> bool:
 
 
 def _list_items(text: TextIO, file: Path) -> Iterator[Any]:
-    """The values of a JSON list, with no more than one of them, and a chunk, in memory."""
-    buffer, at, ended = "", 0, False
+    """The values of a JSON list, one at a time."""
+    reader = Reader(text, file, _with_faults, "begins like a JSON list but is none")
+    yield from reader.listed()
+    reader.end()
 
-    def more() -> None:
-        nonlocal buffer, at, ended
-        read = text.read(max(CHUNK, len(buffer) - at))
-        buffer, at, ended = buffer[at:] + read, 0, not read
 
-    def broken(what: object) -> UserError:
-        return UserError(f"{file} begins like a JSON list but is none: {what}")
-
-    def next_character() -> str:
-        nonlocal at
-        while True:
-            while at < len(buffer) and buffer[at].isspace():
-                at += 1
-            if at < len(buffer):
-                return buffer[at]
-            more()
-            if ended:
-                raise broken("it has no end")
-
-    next_character()
-    at += 1  # the bracket
-    while next_character() != "]":
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(buffer, at)
-                if end < len(buffer) or ended:  # else a number may go on
-                    at = end
-                    break
-            except Fault as fault:
-                value, at = fault, _PLAIN.raw_decode(buffer, at)[1]
-                break
-            except (ValueError, RecursionError) as error:
-                if ended or len(buffer) - at > LARGEST:
-                    raise broken(error) from error
-            more()
-        yield value
-        if next_character() == ",":
-            at += 1
-        elif buffer[at] != "]":
-            raise broken(f"item without a comma behind it: {buffer[at : at + 20]!r}")
-    at += 1
-    while not ended:
-        if buffer[at:].strip():
-            raise broken(f"more text behind its end: {buffer[at:].strip()[:20]!r}")
-        at = len(buffer)
-        more()
+def _with_faults(text: str, at: int) -> tuple[Any, int]:
+    """A value and where it ends; in the place of one that is refused, why."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except Fault as fault:
+        return fault, _PLAIN.raw_decode(text, at)[1]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ ten times as much.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +16,7 @@ from vlmoe.errors import UserError
 
 CHUNK = 1 << 20
 LARGEST = 64_000_000
-"""Characters of one entry."""
+"""Characters of one entry. A picture in base64 has a few million."""
 
 
 def entries_under(file: Path, key: str) -> Iterator[Any]:
@@ -26,7 +26,7 @@ def entries_under(file: Path, key: str) -> Iterator[Any]:
         UserError: it cannot be read, is not such an object, or is broken.
     """
     with open_text(file) as text:
-        reader = _Reader(text, file)
+        reader = Reader(text, file)
         for name in reader.names():
             if name == key:
                 yield from reader.listed()
@@ -38,7 +38,7 @@ def entries_under(file: Path, key: str) -> Iterator[Any]:
 def entries_of(file: Path) -> Iterator[tuple[str, Any]]:
     """The keys and values of an object. Raises ``UserError`` as `entries_under`."""
     with open_text(file) as text:
-        reader = _Reader(text, file)
+        reader = Reader(text, file)
         for name in reader.names():
             yield name, reader.value()
 
@@ -46,14 +46,35 @@ def entries_of(file: Path) -> Iterator[tuple[str, Any]]:
 def listed(file: Path) -> Iterator[Any]:
     """The entries of a list. Raises ``UserError`` as `entries_under`."""
     with open_text(file) as text:
-        yield from _Reader(text, file).listed()
+        yield from Reader(text, file).listed()
 
 
-class _Reader:
-    def __init__(self, text: TextIO, file: Path):
-        self._text, self._file = text, file
+Decode = Callable[[str, int], tuple[Any, int]]
+"""The value that begins at a place of a text, and where it ends; ``ValueError`` if it is none."""
+
+
+_DECODE: Decode = json.JSONDecoder().raw_decode
+
+
+class Reader:
+    """Goes through a text, with no more than one entry of it, and a chunk, in memory.
+
+    Args:
+        text: from its beginning.
+        file: for messages.
+        decode: of a value.
+        fault: what is said of a file that is broken, in front of where.
+    """
+
+    def __init__(
+        self,
+        text: TextIO,
+        file: Path,
+        decode: Decode = _DECODE,
+        fault: str = "is not the JSON that it should be",
+    ):
+        self._text, self._file, self._decode, self._fault = text, file, decode, fault
         self._buffer, self._at, self._ended = "", 0, False
-        self._decoder = json.JSONDecoder()
 
     def names(self) -> Iterator[str]:
         """Each key of an object; what follows it must be read before the next one."""
@@ -64,8 +85,7 @@ class _Reader:
                 raise self._broken("a key is no text")
             self._take(":")
             yield name
-            if self._next() == ",":
-                self._at += 1
+            self._go_on("}")
         self._at += 1
 
     def listed(self) -> Iterator[Any]:
@@ -73,8 +93,7 @@ class _Reader:
         self._take("[")
         while self._next() != "]":
             yield self.value()
-            if self._next() == ",":
-                self._at += 1
+            self._go_on("]")
         self._at += 1
 
     def value(self) -> Any:
@@ -82,15 +101,23 @@ class _Reader:
         self._next()
         while True:
             try:
-                found, end = self._decoder.raw_decode(self._buffer, self._at)
+                found, end = self._decode(self._buffer, self._at)
                 if end < len(self._buffer) or self._ended:  # else a number may go on
                     self._at = end
                     return found
-            except RecursionError:
-                raise self._broken("it is nested too deeply") from None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if self._ended or len(self._buffer) - self._at > LARGEST:
                     raise self._broken(error) from error
+            self._more()
+
+    def end(self) -> None:
+        """Make sure that nothing follows."""
+        while True:
+            if rest := self._buffer[self._at :].strip():
+                raise self._broken(f"more text behind its end: {rest[:20]!r}")
+            self._at = len(self._buffer)
+            if self._ended:
+                return
             self._more()
 
     def _next(self) -> str:
@@ -108,9 +135,17 @@ class _Reader:
             raise self._broken(f"{self._next()!r} where {mark!r} should be")
         self._at += 1
 
+    def _go_on(self, end: str) -> None:
+        """Behind an entry: over a comma, or stay before the end."""
+        if self._next() == ",":
+            self._at += 1
+        elif self._next() != end:
+            rest = self._buffer[self._at : self._at + 20]
+            raise self._broken(f"item without a comma behind it: {rest!r}")
+
     def _more(self) -> None:
         read = self._text.read(max(CHUNK, len(self._buffer) - self._at))
         self._buffer, self._at, self._ended = self._buffer[self._at :] + read, 0, not read
 
     def _broken(self, what: object) -> UserError:
-        return UserError(f"{self._file} is not the JSON that it should be: {what}")
+        return UserError(f"{self._file} {self._fault}: {what}")
