@@ -176,6 +176,7 @@ def test_questions_with_options_stand_among_them(raw):
         ({"question": "What?", "answer": True}, "answer is neither a text nor a number"),
         ({"question": "What?", "answer": float("inf")}, "no number that could be said"),
         ({"question": "What?", "anwser": "It."}, "do you mean 'answer'"),
+        (llava("What?", "It.", system={"a": 1}), "system is not text"),
         (
             {"instruction": "Go on.", "output": "Ok.", "history": [["a", "b"]]},
             "give it as messages",

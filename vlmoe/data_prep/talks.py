@@ -87,8 +87,8 @@ def _turns(read: Read) -> tuple[list[Turn], list[Any]]:
     """The turns, and the pictures that are given inside of them."""
     conversation = read.values["conversations"]
     found = list(read_turns(conversation))
-    above = [system_of(conversation), read.values.get("system")]
-    systems = list(dict.fromkeys(str(text).strip() for text in above if not empty(text)))
+    above = [(system_of(conversation) or "").strip(), _system(read)]
+    systems = list(dict.fromkeys(filter(None, above)))
     if len(systems) > 1:
         raise Fault("key 'system' and the conversation's first turn say different things")
     turns = [Turn(turn.asked, (turn.reply or "").strip()) for turn in found]
@@ -112,9 +112,18 @@ def _one_turn(read: Read, notes: list[str]) -> tuple[list[Turn], tuple[str, ...]
             raise Fault(f"key {named(name)} holds a part of the conversation: give it as messages")
     agree("answer", values.get("answer"), read)
     references = answers_of(values.get("answer"))
-    system = "" if empty(values.get("system")) else str(values["system"]).strip()
     taught = Counter(references).most_common(1)[0][0] if references else ""
-    return [Turn(question, taught, system)], references
+    return [Turn(question, taught, _system(read))], references
+
+
+def _system(read: Read) -> str:
+    """What stands under the key of that name."""
+    text = read.values.get("system")
+    if empty(text):
+        return ""
+    if not isinstance(text, str):
+        raise Fault("system is not text")
+    return text.strip()
 
 
 def answers_of(value: Any) -> tuple[str, ...]:
