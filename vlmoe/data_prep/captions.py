@@ -141,14 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "example:\n  vlmoe prepare captions --out data/captions\n"
         "  vlmoe train --config tiny_captions\n",
     )
-    for split, count in CONVERSATIONS.items():
-        parser.add_argument(
-            f"--{split}",
-            type=int,
-            default=count,
-            metavar="N",
-            help="conversations (default %(default)s)",
-        )
+    command.add_counts(parser, CONVERSATIONS, "N", "conversations")
     parser.add_argument(
         "--sorts",
         nargs="+",

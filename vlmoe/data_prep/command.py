@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ def add_max_rejected(to: argparse.ArgumentParser, above: str) -> None:
         help="largest share of questions that may be unusable, 0 to 1 (default: %(default)s); "
         + above,
     )
+
+
+def add_counts(
+    to: argparse.ArgumentParser, counts: Mapping[str, int], metavar: str, help: str
+) -> None:
+    """A flag for how many each split of a made-up source has."""
+    for split, count in counts.items():
+        to.add_argument(
+            f"--{split}",
+            type=int,
+            default=count,
+            metavar=metavar,
+            help=f"{help} (default: %(default)s)",
+        )
 
 
 def add_workers(to: argparse.ArgumentParser, what: str) -> None:

@@ -99,14 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command.parser(
         "Render scenes of coloured shapes and prepare them like Visual7W.", EPILOG
     )
-    for split, count in PICTURES.items():
-        parser.add_argument(
-            f"--{split}",
-            type=int,
-            default=count,
-            metavar="SCENES",
-            help=f"scenes to render, {PER_PICTURE} questions each (default: %(default)s)",
-        )
+    command.add_counts(
+        parser, PICTURES, "SCENES", f"scenes to render, {PER_PICTURE} questions each"
+    )
     parser.add_argument(
         "--kinds",
         nargs="+",

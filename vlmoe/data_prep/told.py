@@ -89,14 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "example:\n  vlmoe prepare told --out data/told\n"
         "  vlmoe train --model tiny-text --dataset told\n",
     )
-    for split, count in QUESTIONS.items():
-        parser.add_argument(
-            f"--{split}",
-            type=int,
-            default=count,
-            metavar="N",
-            help="questions (default %(default)s)",
-        )
+    command.add_counts(parser, QUESTIONS, "N", "questions")
     command.add_seed(parser, "scenes and questions follow from this")
     options = parser.parse_args(argv)
     counts = {split: getattr(options, split) for split in QUESTIONS}

@@ -60,24 +60,19 @@ def numbers(text: str) -> int | list[int]:
     return values if "," in text else values[0]
 
 
-def count_or_all(text: str) -> int | str:
-    """``5`` is a number; ``all`` is itself. Raises ``ValueError`` on anything else."""
-    return text if text == ALL else int(text)
-
-
-def count_or_none(text: str) -> int | str:
-    """``5`` is a number; ``none`` is itself. Raises ``ValueError`` on anything else."""
-    return text if text == NONE else int(text)
-
-
 def rate_or_find(text: str) -> float | str:
     """``1e-3`` is a number; ``find`` is itself. Raises ``ValueError`` on anything else."""
     return text if text == FIND else float(text)
 
 
-def count_or_auto(text: str) -> int | str:
-    """``5`` is a number; ``auto`` is itself. Raises ``ValueError`` on anything else."""
-    return text if text == AUTO else int(text)
+def _count_or(word: str) -> Kind:
+    """``5`` is a number; the word is itself."""
+    return Kind(
+        f"of type int or {word!r}",
+        f"INT|{word}",
+        lambda text: text if text == word else int(text),
+        lambda value: type(value) is int or value == word,
+    )
 
 
 def kind_of(hint: Any) -> Kind:
@@ -116,24 +111,9 @@ _KINDS: dict[Any, Kind] = {
             or (isinstance(value, list) and bool(value) and all(type(v) is int for v in value))
         ),
     ),
-    frozenset({int, str}): Kind(
-        f"of type int or {ALL!r}",
-        f"INT|{ALL}",
-        count_or_all,
-        lambda value: type(value) is int or value == ALL,
-    ),
-    frozenset({int, Literal["none"]}): Kind(
-        f"of type int or {NONE!r}",
-        f"INT|{NONE}",
-        count_or_none,
-        lambda value: type(value) is int or value == NONE,
-    ),
-    frozenset({int, Literal["auto"]}): Kind(
-        f"of type int or {AUTO!r}",
-        f"INT|{AUTO}",
-        count_or_auto,
-        lambda value: type(value) is int or value == AUTO,
-    ),
+    frozenset({int, str}): _count_or(ALL),
+    frozenset({int, Literal["none"]}): _count_or(NONE),
+    frozenset({int, Literal["auto"]}): _count_or(AUTO),
     frozenset({bool, Literal["auto"]}): Kind(
         f"true, false or {AUTO!r}",
         AUTO,
