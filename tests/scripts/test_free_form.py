@@ -121,7 +121,7 @@ def test_a_mixture_of_all_goes_on_bit_by_bit(train, small, data, monkeypatch, tm
     monkeypatch.setenv("VLMOE_DATA", str(data))
     flags = [*small, "--dataset", "captions+told+shapes", "--mix", "equal", "--dropout", 0.1,
              "--eval-steps", 0, "--test-questions", 12]  # fmt: skip
-    train(*flags, "--output", "whole")
+    train(*flags, "--output", "whole", "--grad-accum", "auto")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for made in (tmp_path / "cut" / "checkpoints").iterdir():
         if made.name != "step-3":

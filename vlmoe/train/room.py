@@ -75,9 +75,16 @@ def answered(
     return answers
 
 
-def longest_words(task: Task, examples: Mixture) -> int:
-    """Tokens of the longest question with its answer, without a picture."""
-    return max(task.length(examples.text(at), picture=False) for at in range(len(examples)))
+def words_beside(task: Task, examples: Mixture, picture: int) -> int:
+    """Tokens that the longest question with its answer has beside so many of a picture.
+
+    Those of further pictures are words to the language model.
+    """
+    longest = max(
+        task.length(examples.text(at), picture=examples.image_key(at) is not None)
+        for at in range(len(examples))
+    )
+    return max(1, longest - picture)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from vlmoe.data.mix import load_mixture
 from vlmoe.data.registry import locate_all
 from vlmoe.models.forward import use_attention
 from vlmoe.models.load import Base, load_base
+from vlmoe.models.random import picture_tokens
 from vlmoe.tasks.metrics import unanswered_lines
 from vlmoe.tasks.task import trainable
 from vlmoe.train import init_adapter, ranks, room, setup
@@ -73,9 +74,10 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
             ranks.all_take_part(accelerator)
         tell_misfits(task, validation, test, say=say)
         if room.is_open(config):
-            longest = room.longest_words(task, examples)
+            picture = picture_tokens(base.model.config, config.max_picture_tokens)
+            words = room.words_beside(task, examples, picture)
             config, answer = room.answered(
-                config, accelerator, base.model.config, base.model.dtype, words=longest
+                config, accelerator, base.model.config, base.model.dtype, words=words
             )
             say(answer)
 
@@ -99,8 +101,8 @@ def finetune(config: TrainConfig, resume: str | None = None, base: Base | None =
                 say(reason)
             count = accelerator.num_processes
             say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}")
-            for words in told(config):
-                say(words)
+            for line in told(config):
+                say(line)
 
             # Rates, optimizer, and where all of it is written.
             found = None
