@@ -123,7 +123,7 @@ def test_scores_do_not_depend_on_what_is_beside(base: Base, mnli: Classification
         for name, values in alone.items():
             assert found[name] == pytest.approx(values, abs=1e-4)
     # By hand: the mean log-likelihood of an answer's tokens behind the prompt.
-    prompt = mnli.collator.prompt_ids(examples[0], picture=False)
+    prompt = mnli.collator.prompt_ids(examples[0], [])
     answer = mnli.collator.answer(1)[:-1]
     with torch.inference_mode():
         logits = base.model(input_ids=torch.tensor([prompt + answer])).logits[0].double()

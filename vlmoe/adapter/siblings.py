@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -134,8 +133,5 @@ def _reads_one_input(parent: nn.Module, names: tuple[str, ...]) -> bool:
     """Whether a parent's forward pass has no second sequence for keys and values to come from."""
     if "q_proj" not in names:
         return True
-    return [name for name in _arguments(parent) if "states" in name] == [READ]
-
-
-def _arguments(module: nn.Module) -> Iterator[str]:
-    yield from inspect.signature(type(module).forward).parameters
+    arguments = inspect.signature(type(parent).forward).parameters
+    return [name for name in arguments if "states" in name] == [READ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vlmoe.choices import IMAGE_FITS
 from vlmoe.data.described import Described
-from vlmoe.data.example import LETTERS, UNLABELLED, Example
+from vlmoe.data.example import LETTERS, Example
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
 from vlmoe.models.causal import longest
@@ -30,6 +30,27 @@ from vlmoe.tasks.plain import PlainReader
 from vlmoe.tasks.prompt import LLAVA, PROMPTS, PromptStyle
 from vlmoe.tasks.shown import Shown, size_of
 from vlmoe.tasks.wordings import LabelStyle, style_of
+
+Sizes = Sequence[Size | None]
+"""Of pictures, in the order of their places; None: as large as there can be."""
+
+
+class Row(NamedTuple):
+    """One sequence, and where in it taught tokens stand."""
+
+    ids: list[int]
+    taught: list[range]
+    pictures: int
+    """How many of its example's, from the first, it is about."""
+
+
+def sizes_of(example: Example, picture: bool) -> Sizes:
+    """Sizes of an example's pictures, which need not be loaded; none if it is to have none."""
+    if not picture:
+        return []
+    places = sum(turn.question.count(PICTURE) for turn in example.turns)
+    known = example.sizes or (None,) * max(1, places)
+    return [None if size is None else Size(*size) for size in known]
 
 
 @dataclass(frozen=True)
@@ -125,16 +146,20 @@ class Collator:
         Raises:
             UserError: an example is unlabelled, has more options than letters, or is too long.
         """
-        for example in examples:
-            if example.answer == UNLABELLED:
-                raise UserError(f"example {example.id} has no answer and cannot be trained on")
-        answers = [self.answer(example.answer) for example in examples]
-        prompts = [self._prompt_ids(example) for example in examples]
-        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        batch, paths = self._pack(rows, examples)
-        before = slice(-len(self.answer) - 1, -1)
-        batch["read_at"] = torch.tensor([path[before] for path in paths])
-        return {**batch, "labels": torch.tensor(answers)}
+        batch = self._taught(examples)
+        shape = len(examples), len(self.answer)
+        return batch | {name: batch[name].view(shape) for name in ("labels", "read_at")}
+
+    def rows(self, example: Example, sizes: Sizes) -> list[Row]:
+        """The sequences of an example with its answer, and what of them is taught.
+
+        Args:
+            example: with an answer.
+            sizes: of its pictures.
+        """
+        prompt = self.prompt_ids(example, sizes)
+        ids = [*prompt, *self._answer_ids(example)]
+        return [Row(ids, [range(len(prompt), len(ids))], len(sizes))]
 
     def scoring(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Batch of prompts and what precedes a letter; the next token of each is the letter.
@@ -227,30 +252,58 @@ class Collator:
                 "option_at": option_at}  # fmt: skip
         return {**batch, **more}
 
+    def count(self, example: Example) -> int:
+        """Tokens that are taught of an example with its pictures."""
+        rows = self.rows(example, [size_of(picture) for picture in example.images])
+        return sum(len(part) for row in rows for part in row.taught)
+
     def length(self, example: Example, *, picture: bool) -> int:
         """Tokens of an example with its answer. Its picture counts, but need not be loaded.
 
         Of a picture whose size is not known (``Example.size``), as many as there can be.
         """
-        size = Size(*example.size) if picture and example.size else None
-        return len(self.prompt_ids(example, picture=picture, size=size)) + len(self.answer)
+        return len(self.prompt_ids(example, sizes_of(example, picture))) + len(self.answer)
 
-    def prompt_ids(self, example: Example, *, picture: bool, size: Size | None = None) -> list[int]:
-        """The prompt's tokens, a picture of some size among them."""
+    def cuts(self, example: Example, *, picture: bool) -> int:
+        """Turns at its end that an example is trained without: none, it has one."""
+        return 0
+
+    def prompt_ids(self, example: Example, sizes: Sizes) -> list[int]:
+        """The prompt's tokens, pictures of these sizes among them."""
         if len(example.choices) > len(self.letter_ids):
             raise UserError(
                 f"example {example.id} has {len(example.choices)} options, this model's "
                 f"tokenizer has single tokens for {len(self.letter_ids)} letters only "
                 f"({LETTERS[: len(self.letter_ids)]})"
             )
-        turn = self.style.turn(example, picture=picture)
-        return self.reader.render([turn], [size] if picture else [])
+        return self.reader.render([self.style.turn(example, picture=bool(sizes))], sizes)
 
     def _prompt_ids(self, example: Example) -> list[int]:
-        image = example.image
-        if image is None:
-            return self.prompt_ids(example, picture=False)
-        return self.prompt_ids(example, picture=True, size=size_of(image))
+        return self.prompt_ids(example, [size_of(picture) for picture in example.images])
+
+    def _answer_ids(self, example: Example) -> Sequence[int]:
+        """The answer's tokens with its end."""
+        return self.answer(example.answer)
+
+    def _taught(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """The batch of ``training`` with ``labels`` and ``read_at`` (K,), of all taught tokens."""
+        rows: list[Row] = []
+        images = []
+        owners = []
+        for example in examples:
+            if not example.labelled:
+                raise UserError(f"example {example.id} has no answer and cannot be trained on")
+            for row in self.rows(example, [size_of(picture) for picture in example.images]):
+                rows.append(row)
+                owners.append(example)
+                images.append(example.images[: row.pictures])
+        batch, paths = self._pack([row.ids for row in rows], owners, images=images)
+        labels, read_at = [], []
+        for row, path in zip(rows, paths, strict=True):
+            for part in row.taught:
+                labels += row.ids[part.start : part.stop]
+                read_at += path[part.start - 1 : part.stop - 1]
+        return {**batch, "labels": torch.tensor(labels), "read_at": torch.tensor(read_at)}
 
     def _option_ids(self, example: Example) -> list[list[int]]:
         """The tokens of each option's text behind the prompt and the answer's lead."""

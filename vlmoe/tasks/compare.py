@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmoe.errors import UserError
+from vlmoe.tasks.bootstrap import mean
 from vlmoe.tasks.columns import wilson
 from vlmoe.tasks.metrics import METRICS, PREDICTIONS
 
@@ -24,7 +24,6 @@ PROTOCOL = (
     "quantize",
     "dtype",
 )
-RESAMPLES, SEED = 2000, 0
 _NEEDED = ("id", "question", "choices", "prediction", "answer", "correct")
 
 
@@ -175,12 +174,8 @@ def _scores(
 
 def paired_scores(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """B's mean minus A's over the same questions, with the interval of a paired bootstrap."""
-    differences = [after - before for before, after in pairs]
-    draw = random.Random(SEED)
-    size = len(differences)
-    means = sorted(sum(draw.choices(differences, k=size)) / size for _ in range(RESAMPLES))
-    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
-    return {"difference": sum(differences) / size, "ci95": [low, high], "n": size}
+    difference, interval = mean([after - before for before, after in pairs])
+    return {"difference": difference, "ci95": interval, "n": len(pairs)}
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -10,27 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 
 from vlmoe.choices import TOO_LONG, TRAIN_ON
 from vlmoe.data.example import Example
 from vlmoe.data.turn import PICTURE, Turn
-from vlmoe.errors import UserError
-from vlmoe.models.family import Size
-from vlmoe.tasks.collator import Collator
-
-Sizes = Sequence[Size | None]
-
-
-class Row(NamedTuple):
-    """One sequence, and where in it taught tokens stand."""
-
-    ids: list[int]
-    taught: list[range]
-    pictures: int
-    """How many of its example's, from the first, it is about."""
+from vlmoe.tasks.collator import Collator, Row, Sizes, sizes_of
 
 
 @dataclass(frozen=True)
@@ -52,134 +38,71 @@ class ConversationCollator(Collator):
             ``labels`` (K,), all taught tokens, and ``read_at`` (K,), where the states stand that
             predict them.
         """
-        rows: list[Row] = []
-        owners: list[Example] = []
-        for example in examples:
-            if not example.labelled:
-                raise UserError(f"example {example.id} has no answer and cannot be trained on")
-            found = self.rows(example, [Size(*size) for size in example.sizes if size])
-            rows += found
-            owners += [example] * len(found)
-        batch, paths = self._pack(
-            [row.ids for row in rows],
-            owners,
-            images=[owner.images[: row.pictures] for row, owner in zip(rows, owners, strict=True)],
-        )
-        labels, read_at = [], []
-        for row, path in zip(rows, paths, strict=True):
-            for part in row.taught:
-                labels += row.ids[part.start : part.stop]
-                read_at += path[part.start - 1 : part.stop - 1]
-        return {**batch, "labels": torch.tensor(labels), "read_at": torch.tensor(read_at)}
-
-    def taught(self, example: Example) -> list[range]:
-        """Where the taught tokens of an example stand in its sequences, in order."""
-        sizes = [Size(*size) for size in example.sizes if size]
-        return [part for row in self.rows(example, sizes) for part in row.taught]
+        return self._taught(examples)
 
     def rows(self, example: Example, sizes: Sizes) -> list[Row]:
-        """The sequences of one example; what they teach is all that is to be taught of it.
-
-        Args:
-            example: with an answer.
-            sizes: of its pictures.
-        """
+        """See ``Collator.rows``; of a conversation, of all its taught answers."""
         if not example.is_free:
-            prompt = self._asked(example, sizes)
-            answer = self.answer(example.answer)
-            ids = [*prompt, *answer]
-            return [Row(ids, [range(len(prompt), len(ids))], len(sizes))]
-        return self._rows(self.fitting(example, sizes), sizes)
-
-    def fitting(self, example: Example, sizes: Sizes) -> tuple[Turn, ...]:
-        """The turns to train on: all, or as many as fit the model if those behind are to be cut.
-
-        At least one is left, which may be too long.
-        """
-        turns = _answered(example.turns)
-        if self.too_long != "cut":
-            return turns
-        while len(turns) > 1 and self._length(turns, sizes) > self.max_length:
-            turns = turns[:-1]
-        return turns
-
-    def length(self, example: Example, *, picture: bool) -> int:
-        """See ``Collator.length``: of the longest sequence, and once it is cut."""
-        sizes = _sizes(example, picture)
-        if not example.is_free:
-            return len(self._asked(example, sizes)) + len(self.answer)
-        turns = self.fitting(example, sizes)
-        if turns:
-            return self._length(turns, sizes)
-        return len(self._asked(example, sizes))  # an open question
-
-    def cuts(self, example: Example, *, picture: bool) -> int:
-        """Turns at its end that it is trained without."""
-        if not example.is_free:
-            return 0
-        turns = _answered(example.turns)
-        return len(turns) - len(self.fitting(example, _sizes(example, picture)))
-
-    def prompt_ids(
-        self,
-        example: Example,
-        *,
-        picture: bool,
-        size: Size | None = None,
-        sizes: Sizes | None = None,
-    ) -> list[int]:
-        """The prompt's tokens: of a conversation up to its last answer."""
-        if not example.is_free:
-            return super().prompt_ids(example, picture=picture, size=size)
-        if sizes is None:
-            sizes = _sizes(example, picture)
-        return self.reader.render(example.turns, sizes)
-
-    def _prompt_ids(self, example: Example) -> list[int]:
-        return self._asked(example, [Size(*size) for size in example.sizes if size])
-
-    def _asked(self, example: Example, sizes: Sizes) -> list[int]:
-        size = sizes[0] if sizes else None
-        return self.prompt_ids(example, picture=bool(sizes), size=size, sizes=sizes)
-
-    def _rows(self, turns: Sequence[Turn], sizes: Sizes) -> list[Row]:
+            return super().rows(example, sizes)
+        turns = self._fitting(example, sizes)[0]
         rows: list[Row] = []
         first = 0 if self.train_on == "all" else len(turns) - 1
         for end in range(first + 1, len(turns) + 1):
-            seen = turns[:end]
-            pictures = _places(seen)
-            prompt = self.reader.render(seen, sizes[:pictures])
-            ids = self.reader.render(seen, sizes[:pictures], seen[-1].answer)
-            row = Row(ids, [range(len(prompt), len(ids))], pictures)
+            shown = sizes[: _places(turns[:end])]
+            prompt = self.reader.render(turns[:end], shown)
+            ids = self._answered(turns[:end], sizes)
+            row = Row(ids, [range(len(prompt), len(ids))], len(shown))
             if rows and ids[: len(rows[-1].ids)] == rows[-1].ids:
-                row = replace_taught(row, rows.pop().taught)
+                row = row._replace(taught=[*rows.pop().taught, *row.taught])
             rows.append(row)
         return rows
 
-    def _length(self, turns: Sequence[Turn], sizes: Sizes) -> int:
-        """Of the longest sequence: that of the last answer, as nothing gets shorter on the way."""
-        shown = sizes[: _places(turns)]
-        return len(self.reader.render(turns, shown, turns[-1].answer))
+    def length(self, example: Example, *, picture: bool) -> int:
+        """See ``Collator.length``: of the longest sequence, and once it is cut."""
+        if not example.is_free:
+            return super().length(example, picture=picture)
+        return self._fitting(example, sizes_of(example, picture))[1]
+
+    def cuts(self, example: Example, *, picture: bool) -> int:
+        """Turns at its end that an example is trained without, so that it fits the model."""
+        if not example.is_free or self.too_long != "cut":
+            return 0
+        turns, _ = self._fitting(example, sizes_of(example, picture))
+        return len(_with_answers(example.turns)) - len(turns)
+
+    def prompt_ids(self, example: Example, sizes: Sizes) -> list[int]:
+        """The prompt's tokens: of a conversation up to its last answer."""
+        if not example.is_free:
+            return super().prompt_ids(example, sizes)
+        return self.reader.render(example.turns, sizes)
+
+    def _fitting(self, example: Example, sizes: Sizes) -> tuple[Sequence[Turn], int]:
+        """The turns to train on, and the tokens of the longest sequence that they make.
+
+        All that have answers; or as many as fit the model, if those behind are to be cut. At least
+        one is left, which may be too long. Of an open question there is none: its prompt counts.
+        """
+        turns = _with_answers(example.turns)
+        if not turns:
+            return turns, len(self.prompt_ids(example, sizes))
+        # That of the last answer is the longest: nothing gets shorter on the way.
+        length = len(self._answered(turns, sizes))
+        while self.too_long == "cut" and len(turns) > 1 and length > self.max_length:
+            turns = turns[:-1]
+            length = len(self._answered(turns, sizes))
+        return turns, length
+
+    def _answered(self, turns: Sequence[Turn], sizes: Sizes) -> list[int]:
+        """The tokens of some turns with the last one's answer and its end."""
+        return self.reader.render(turns, sizes[: _places(turns)], turns[-1].answer)
 
 
-def replace_taught(row: Row, before: Sequence[range]) -> Row:
-    """The row that teaches what is taught before its end as well."""
-    return row._replace(taught=[*before, *row.taught])
-
-
-def _answered(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    return tuple(turns if turns[-1].answer else turns[:-1])
+def _with_answers(turns: Sequence[Turn]) -> Sequence[Turn]:
+    return turns if turns[-1].answer else turns[:-1]
 
 
 def _places(turns: Sequence[Turn]) -> int:
     return sum(turn.question.count(PICTURE) for turn in turns)
-
-
-def _sizes(example: Example, picture: bool) -> list[Size | None]:
-    if not picture:
-        return []
-    known = example.sizes or (None,) * max(1, _places(example.turns))
-    return [None if size is None else Size(*size) for size in known]
 
 
 def conversing(collator: Collator, train_on: str, too_long: str) -> ConversationCollator:

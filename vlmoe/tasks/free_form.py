@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from vlmoe.choices import MAX_NEW_TOKENS
 from vlmoe.data.example import Example
 from vlmoe.data.mix import Mixture
+from vlmoe.tasks.bootstrap import mean
 from vlmoe.tasks.conversation import ConversationCollator
 from vlmoe.tasks.free.likelihood import ReferencePredictor
 from vlmoe.tasks.free.scores import SCORES, USUAL
 from vlmoe.tasks.multiple_choice import MultipleChoice
 from vlmoe.tasks.score import Scored, score
 from vlmoe.tasks.table import align, score_table
-
-RESAMPLES = 2000
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,6 @@ class FreeForm(MultipleChoice):
 
     collator: ConversationCollator
     names: tuple[str, ...] = USUAL
-
-    def training(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """See ``ConversationCollator.training``."""
-        return self.collator.training(examples)
-
-    def cuts(self, example: Example, *, picture: bool) -> int:
-        """See ``ConversationCollator.cuts``."""
-        return self.collator.cuts(example, picture=picture)
 
     def answers(
         self,
@@ -121,12 +110,9 @@ class FreeForm(MultipleChoice):
 
     def _means(self, items: Sequence[Scored]) -> dict[str, Any]:
         numbers = {name: [item.measures.get(name, 0.0) for item in items] for name in self.names}
-        likely = [value for item in items if (value := item.measures.get("log_likelihood"))]
-        return {
-            name: mean(values)
-            for name, values in {**numbers, "log_likelihood": likely}.items()
-            if values
-        }
+        known = (item.measures.get("log_likelihood") for item in items)
+        numbers["log_likelihood"] = [value for value in known if value is not None]
+        return {name: _figure(values) for name, values in numbers.items() if values}
 
     def validation(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """What ``MultipleChoice`` keeps, and the scores."""
@@ -135,40 +121,22 @@ class FreeForm(MultipleChoice):
 
     def table(self, models: Mapping[str, dict[str, Any]]) -> str:
         """Accuracies as ``table.score_table`` has them (of words exact match), and the scores."""
-        rows = [["", *models]]
         first = next(iter(models.values()))
-        places = [("", numbers["scores"]) for numbers in [first]]
-        places += list(first["scores_by_category"].items()) if _several(first) else []
-        for category, scores in places:
-            for name in scores:
-                label = f"{category}: {name}" if category else name
-                rows.append([label, *(_cell(of, category, name) for of in models.values())])
-        return f"{score_table(models)}\n\n{align(rows)}" if len(rows) > 1 else score_table(models)
+        categories = first["scores_by_category"]
+        places = [("", first["scores"]), *(categories.items() if len(categories) > 1 else ())]
+        rows = [
+            [f"{category}: {name}" if category else name,
+             *(_cell(of, category, name) for of in models.values())]
+            for category, scores in places
+            for name in scores
+        ]  # fmt: skip
+        parts = [score_table(models), *([align([["", *models], *rows])] if rows else [])]
+        return "\n\n".join(parts)
 
     def line(self, numbers: Mapping[str, Any]) -> str:
         """The accuracy of all questions, and every score of the words."""
         told = "".join(f", {name} {one['value']:.4f}" for name, one in numbers["scores"].items())
         return super().line(numbers) + told
-
-
-def mean(values: Sequence[float]) -> dict[str, Any]:
-    """A mean and its 95% interval, by drawing the questions anew.
-
-    Args:
-        values: finite, at least one.
-    """
-    array = np.asarray(values, dtype=float)
-    drawn = resampled_means(array)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": float(array.mean()), "ci95": [float(low), float(high)], "n": len(array)}
-
-
-def resampled_means(values: np.ndarray) -> np.ndarray:
-    """The mean of each of ``RESAMPLES`` draws with replacement (R,)."""
-    generator = np.random.default_rng(SEED)
-    size = len(values)
-    parts: Iterator[Any] = (values[generator.integers(0, size, size)] for _ in range(RESAMPLES))
-    return np.array([part.mean() for part in parts])
 
 
 def _are_free(examples: Sequence[Example]) -> list[bool]:
@@ -182,8 +150,9 @@ def _chosen(examples: Sequence[Example], rows: Sequence[int]) -> Sequence[Exampl
     return select(rows) if select else [examples[at] for at in rows]
 
 
-def _several(numbers: Mapping[str, Any]) -> bool:
-    return len(numbers["scores_by_category"]) > 1
+def _figure(values: Sequence[float]) -> dict[str, Any]:
+    value, interval = mean(values)
+    return {"value": value, "ci95": interval, "n": len(values)}
 
 
 def _cell(numbers: Mapping[str, Any], category: str, name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.data.example import Example
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 from vlmoe.models.family import Reader
@@ -83,23 +83,11 @@ class LabelCollator(Collator):
         Raises:
             UserError: an example is unlabelled or too long.
         """
-        for example in examples:
-            if example.answer == UNLABELLED:
-                raise UserError(f"example {example.id} has no answer and cannot be trained on")
+        return self._taught(examples)
+
+    def _answer_ids(self, example: Example) -> Sequence[int]:
         assert isinstance(self.style, LabelStyle)
-        answers = [self.answer(self.style.taught(example)) for example in examples]
-        rows = [
-            [*self._prompt_ids(example), *answer]
-            for example, answer in zip(examples, answers, strict=True)
-        ]
-        batch, paths = self._pack(rows, examples)
-        read = [
-            place
-            for path, answer in zip(paths, answers, strict=True)
-            for place in path[-len(answer) - 1 : -1]
-        ]
-        labels = [token for answer in answers for token in answer]
-        return {**batch, "labels": torch.tensor(labels), "read_at": torch.tensor(read)}
+        return self.answer(self.style.taught(example))
 
     def _option_ids(self, example: Example) -> list[list[int]]:
         """The tokens of each label's answer, without their end."""

@@ -47,8 +47,8 @@ class MultipleChoice:
         return self.collator.length(example, picture=picture)
 
     def cuts(self, example: Example, *, picture: bool) -> int:
-        """None: a question has one turn."""
-        return 0
+        """See ``Collator.cuts``."""
+        return self.collator.cuts(example, picture=picture)
 
     def answers(
         self,

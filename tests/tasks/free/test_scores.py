@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vlmoe.errors import UserError
+from vlmoe.tasks.bootstrap import mean
 from vlmoe.tasks.free.scores import SCORES, check_scores, levenshtein
 from vlmoe.tasks.free.vqa import _APOSTROPHES, normalised, vqa_accuracy
-from vlmoe.tasks.free_form import mean
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_levenshtein(a, b, steps):
 
 def test_a_mean_has_an_interval():
     values = np.random.default_rng(1).random(400)
-    found = mean(list(values))
-    assert found["value"] == pytest.approx(values.mean())
+    value, interval = mean(list(values))
+    assert value == pytest.approx(values.mean())
     half = 1.96 * values.std() / 20
-    assert found["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.006)
-    assert mean([0.25])["ci95"] == [0.25, 0.25]
+    assert interval == pytest.approx([values.mean() - half, values.mean() + half], abs=0.006)
+    assert mean([0.25]) == (0.25, [0.25, 0.25])

@@ -35,7 +35,7 @@ class ReferencePredictor(Predictor):
         collator = replace(cast(ConversationCollator, self.collator), train_on="last")
         shown = [_with_reference(example) for example in examples]
         batch = collator.training(shown)
-        counts = [sum(map(len, collator.taught(example))) for example in shown]
+        counts = [collator.count(example) for example in shown]
         return {**batch, "counts": torch.tensor(counts)}
 
     def _answer(
