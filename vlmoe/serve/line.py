@@ -62,6 +62,7 @@ class Line(Generic[Step]):
                 loop.call_soon_threadsafe(told.put_nowait, step)
 
         def run() -> None:
+            last: BaseException | None = None
             try:
                 for step in todo.pop()():
                     tell(step)
@@ -69,13 +70,13 @@ class Line(Generic[Step]):
                         raise Fault("the server is being stopped", status=503)
                     if left.is_set():
                         break
-                tell(None)
             except Exception as error:
                 # What is refused goes without its frames: they hold pictures.
-                tell(self.refusal(error) or error)
+                last = self.refusal(error) or error
             finally:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._leave)
+            tell(last)  # behind the leaving: whoever hears it may ask again at once
 
         del work
         self.standing += 1
