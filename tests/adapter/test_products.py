@@ -38,7 +38,8 @@ def test_sums_are_float32_at_least(dtype):
     a, b = torch.ones(3, 5000, dtype=dtype) / 7, torch.ones(5000, 2, dtype=dtype)
     got = products.product(a, b)
     assert got.dtype == torch.promote_types(dtype, torch.float32)
-    torch.testing.assert_close(got.double(), a.double() @ b.double(), rtol=1e-5, atol=0)
+    # Some processors' products add one after the other: 4e-5 off in float32, 0.6 in bfloat16.
+    torch.testing.assert_close(got.double(), a.double() @ b.double(), rtol=1e-4, atol=0)
 
 
 def test_the_ways_of_a_gpu_are_open(monkeypatch):
