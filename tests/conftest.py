@@ -23,7 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests marked ``gpu`` out where there is none."""
+    """Leave tests marked ``gpu`` out where there is none, and keep those of a file together.
+
+    What a file's tests share is then made once, by one worker, and not by each.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not a keyword: a folder of that name is one
