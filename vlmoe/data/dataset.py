@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from vlmoe.data.columns import column_faults
 from vlmoe.data.example import UNLABELLED, Example
 from vlmoe.data.image import ImageError, load_rgb, measure
+from vlmoe.data.lazy import Lazy
 from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 
@@ -100,7 +101,7 @@ def is_prepared(directory: str | Path) -> bool:
     return True
 
 
-class ExampleDataset(Sequence[Example]):
+class ExampleDataset(Lazy):
     """The examples of one split, or of a selection of it.
 
     An integer index gives an ``Example`` with its picture decoded (``ImageError`` if that

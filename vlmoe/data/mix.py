@@ -13,13 +13,14 @@ from typing import overload
 
 from vlmoe.data.dataset import ExampleDataset, load_split, read_manifest
 from vlmoe.data.example import Example
+from vlmoe.data.lazy import Lazy
 from vlmoe.errors import UserError
 
 PROPORTIONAL = "proportional"
 EQUAL = "equal"
 
 
-class Mixture(Sequence[Example]):
+class Mixture(Lazy):
     """The examples of one or several datasets, one dataset after the other.
 
     Args:
@@ -126,7 +127,7 @@ def picture_keys(examples: Sequence[Example]) -> Sequence[Hashable]:
 
     Of examples in memory, only the very same object counts as the same picture.
     """
-    if isinstance(examples, Mixture | ExampleDataset):
+    if isinstance(examples, Lazy):
         return examples.image_keys
     return [None if example.image is None else id(example.image) for example in examples]
 

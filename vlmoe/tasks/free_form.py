@@ -10,7 +10,7 @@ from torch import nn
 
 from vlmoe.choices import MAX_NEW_TOKENS
 from vlmoe.data.example import Example
-from vlmoe.data.mix import Mixture
+from vlmoe.data.lazy import Lazy
 from vlmoe.tasks.bootstrap import mean
 from vlmoe.tasks.conversation import ConversationCollator
 from vlmoe.tasks.free.likelihood import ReferencePredictor
@@ -140,7 +140,7 @@ class FreeForm(MultipleChoice):
 
 
 def _are_free(examples: Sequence[Example]) -> list[bool]:
-    if isinstance(examples, Mixture):
+    if isinstance(examples, Lazy):
         return [examples.text(at).is_free for at in range(len(examples))]
     return [example.is_free for example in examples]
 

@@ -11,10 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vlmoe.data.dataset import ExampleDataset
 from vlmoe.data.example import UNLABELLED, Example
-from vlmoe.data.image import ImageError
-from vlmoe.data.mix import Mixture, picture_keys
+from vlmoe.data.lazy import Lazy
+from vlmoe.data.mix import picture_keys
 from vlmoe.errors import UserError
 from vlmoe.finite import NO_NUMBERS, NotFinite
 from vlmoe.tasks.free.scores import exact_match
@@ -250,8 +249,8 @@ class _Questions(torch.utils.data.Dataset[_Question]):
             example = self.examples[index]
             if self.blank_images:
                 example = example.without_picture()
-        except ImageError as error:
-            if not isinstance(self.examples, Mixture | ExampleDataset):
+        except UserError as error:
+            if not isinstance(self.examples, Lazy):
                 raise
             example, fault = self.examples.text(index), str(error)
         shifts = len(example.choices) if self.circular and not example.is_free else 1

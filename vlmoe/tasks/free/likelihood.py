@@ -41,23 +41,48 @@ class ReferencePredictor(Predictor):
     def _answer(
         self, batch: dict[str, torch.Tensor], examples: Sequence[Example]
     ) -> list[Prediction]:
+        log_K, best_K = self._tokens(batch)
+        counts = batch["counts"].tolist()
+        return [
+            Prediction(None, scores=self._scores(part, best, ids))
+            if part.isfinite().all()
+            else Prediction(None, fault=NO_NUMBERS)
+            for part, best, ids in zip(
+                log_K.split(counts),
+                best_K.split(counts),
+                batch["labels"].cpu().split(counts),
+                strict=True,
+            )
+        ]
+
+    def _tokens(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all references' tokens the log-likelihoods, and which would be said there."""
         states = states_at(self.model, batch).split(LOGITS_AT_ONCE)
         ids, to_logits = batch["labels"].split(LOGITS_AT_ONCE), head(self.model)
-        log_K = torch.cat(
-            [
-                to_logits(some).double().log_softmax(-1).gather(-1, these[:, None]).squeeze(-1)
-                for some, these in zip(states, ids, strict=True)
-            ]
-        ).cpu()
-        found = []
-        for part in log_K.split(batch["counts"].tolist()):
-            sound = bool(part.isfinite().all())
-            found.append(
-                Prediction(None, scores=(float(part.mean()),))
-                if sound
-                else Prediction(None, fault=NO_NUMBERS)
-            )
-        return found
+        logs, best = [], []
+        for some, these in zip(states, ids, strict=True):
+            logits = to_logits(some)
+            logs.append(logits.double().log_softmax(-1).gather(-1, these[:, None]).squeeze(-1))
+            best.append(logits.argmax(-1))
+        return torch.cat(logs).cpu(), torch.cat(best).cpu()
+
+    def _scores(
+        self, logs: torch.Tensor, best: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[float, ...]:
+        return (float(logs.mean()),)
+
+
+class ContinuationPredictor(ReferencePredictor):
+    """Of the first reference, its end left out, the log-likelihood, and whether it would be said.
+
+    They stand in ``Prediction.scores``, the second as 0 or 1: as evaluation kits ask for them.
+    """
+
+    def _scores(
+        self, logs: torch.Tensor, best: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[float, ...]:
+        count = len(ids) - (int(ids[-1]) in self.collator.reader.ends)
+        return float(logs[:count].sum()), float((best[:count] == ids[:count]).all())
 
 
 def _with_reference(example: Example) -> Example:
