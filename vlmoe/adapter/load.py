@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -58,14 +59,10 @@ def load_adapter(
         NotFinite: a tensor of the file holds NaN or infinity, or does in the model's dtype.
     """
     folder = find_adapter(path)
-    config = read_config(folder)
-    found = read_shapes(folder)
     if isinstance(base_model, PeftModel) and adapter_name in base_model.peft_config:
         raise UserError(f"the model already has an adapter named {adapter_name!r}")
     bare = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
-    expected = _expected_shapes(bare, config, folder)
-    more = {key: found[key] for key in found.keys() - expected if _of_the_base(key, config)}
-    _check_fit(folder, found, expected | more)
+    more = check_fits(bare, folder)
     check_numbers(folder)
 
     # Low memory use is also low time: no first values are worked out for what the file fills.
@@ -79,6 +76,27 @@ def load_adapter(
         )
     _check_loaded(model, folder, adapter_name, embeddings=any(map(_is_embedding, more)))
     return model
+
+
+def check_fits(model: nn.Module, folder: Path) -> Collection[str]:
+    """Look whether an adapter's file has every tensor that a model needs of it, and no other.
+
+    Args:
+        model: bare; its weights are not looked at, and may be on the meta device.
+        folder: the adapter's own.
+
+    Returns:
+        The names of the base's own tensors that the file has besides.
+
+    Raises:
+        UserError: see ``load_adapter``.
+    """
+    config = read_config(folder)
+    found = read_shapes(folder)
+    expected = _expected_shapes(model, config, folder)
+    more = {key: found[key] for key in found.keys() - expected if _of_the_base(key, config)}
+    _check_fit(folder, found, expected | more)
+    return more.keys()
 
 
 def find_adapter(path: str | Path) -> Path:

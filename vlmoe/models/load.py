@@ -69,7 +69,7 @@ def load_base(
         )
     device = torch.device(device)
     torch_dtype = resolve_dtype(dtype, device)
-    source = _source(name)
+    source = source_of(name)
     hide_bars_from_logs()
     reader = _read(name, source)
     family = family_of(reader.config)
@@ -112,7 +112,7 @@ def load_reader(name: str) -> Reader:
     Raises:
         UserError: as ``load_base``, as far as config, tokenizer and processor are concerned.
     """
-    return _read(name, _source(name))
+    return _read(name, source_of(name))
 
 
 def _read(name: str, source: str) -> Reader:
@@ -146,7 +146,7 @@ def _no_report() -> Iterator[None]:
 
 def local_folder(name: str) -> Path | None:
     """Where a base's files lie on this machine, those of the hub in its cache; None: nowhere."""
-    source = Path(_source(name)).expanduser()
+    source = Path(source_of(name)).expanduser()
     if source.is_dir():
         return source
     try:
@@ -199,7 +199,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return getattr(torch, DTYPES[dtype])
 
 
-def _source(name: str) -> str:
+def source_of(name: str) -> str:
+    """A base's folder, or its hub id. Raises ``UserError`` if there can be no such base."""
     if name == TINY:
         return str(tiny_text.TINY_FOLDER)
     if name == TINY_TEXT:
