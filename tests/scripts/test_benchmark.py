@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.scripts.conftest import command
+from vlmoe.benchmark import cost
 from vlmoe.errors import UserError
 
 
@@ -75,3 +76,24 @@ def test_faults_of_the_user(benchmark):
     with pytest.raises(UserError) as caught:
         benchmark("--repeats", "0", "--variants", "loop", "--words", "2")
     assert len(caught.value.faults) == 3
+
+
+def test_cost(benchmark, capsys, tmp_path, monkeypatch):
+    few = {"experts": (4, 8), "top_k": (1, 2, 20), "rank": (1,), "tokens": (16, 8192)}
+    monkeypatch.setattr(cost, "AXES", few)
+    monkeypatch.setattr(cost, "TOKENS", 20)
+    monkeypatch.setattr("vlmoe.commands.benchmark.QUESTIONS", (1, 2))
+    benchmark("--what", "cost", "--repeats", "1", "--experts", "8", "--top-k", "4", "--words", "8")
+    shown = capsys.readouterr().out
+    name = tmp_path / "runs/benchmark/small-cpu-float32-cost"
+    found = json.loads(name.with_suffix(".json").read_text())
+    rows = [[row[key] for key in ("experts", "top_k", "rank", "tokens")] for row in found["cost"]]
+    # More experts to a token than there are, and more tokens than the model takes, are left out.
+    assert rows == [[4, 2, 4, 20], [8, 4, 4, 20], [8, 1, 4, 20], [8, 2, 4, 20], [8, 4, 1, 20],
+                    [8, 4, 4, 16]]  # fmt: skip
+    for row in found["cost"]:
+        assert row["ratio"] > 0 < row["base_ratio"]
+        assert row["peak_ratio"] < 1.1
+        assert f"| {row['ratio']:.2f} | {row['peak_ratio']:.2f} |" in shown
+    assert found["questions"].keys() == {"1", "2"}
+    assert name.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

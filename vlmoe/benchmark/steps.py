@@ -44,14 +44,17 @@ def step_works(
 def _work(
     model: Any, batch: dict[str, Tensor], layers: Mapping[str, nn.Module], to_pixels: bool
 ) -> Work:
-    if to_pixels:
-        batch["pixel_values"] = batch["pixel_values"].detach().clone().requires_grad_()
+    pixels = batch.get("pixel_values")
+    if to_pixels and pixels is not None:
+        batch["pixel_values"] = pixels = pixels.detach().clone().requires_grad_()
+    if to_pixels and pixels is None:  # of a text the way ends at the first block
+        model.enable_input_require_grads()
     trained = [param for layer in layers.values() for param in layer.parameters()]
 
     def prepare() -> None:
         for path, layer in layers.items():
             model.set_submodule(path, layer.train())
-        for tensor in (*trained, batch["pixel_values"]):
+        for tensor in (*trained, *([] if pixels is None else [pixels])):
             tensor.grad = None
 
     def run() -> None:

@@ -4,13 +4,15 @@
     vlmoe benchmark --size 7b --only optimizer
     vlmoe benchmark --size 7b --device cuda --dtype bf16 --checkpointing
     vlmoe benchmark --size mid --what packing
+    vlmoe benchmark --size mid --what cost
 
 The step is forward and backward of LLaVA with random weights: the frozen base with the gradient
 through it (the floor), PEFT's LoRA with as many ranks as all experts together, the usual loop over
 experts, and the adapters of this package. All run in one process, in turns; ratios are of medians.
 The optimizer step is that of torch.optim (foreach), of this package, and of PEFT's Riemannian
 wrapper on the same pairs. Peak memory counts what a step holds on top of model and adapters.
-Packing is questions that share a picture's tokens beside a sequence for each of them.
+Packing is questions that share a picture's tokens beside a sequence for each of them. Cost changes
+experts, top-k, rank and tokens one at a time, in two blocks of the size's width, and draws it.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ from peft import get_peft_model
 
 from vlmoe import __version__
 from vlmoe.adapter import MoELoraConfig
+from vlmoe.benchmark.cost import BASE, LORA, MOE, QUESTIONS, cost_works, draw
 from vlmoe.benchmark.measure import Work, interleaved, peak_bytes
 from vlmoe.benchmark.optimizers import optimizer_works, random_pairs
-from vlmoe.benchmark.packing import ALONE, packing_works
+from vlmoe.benchmark.packing import ALONE, SHARED, packing_works
 from vlmoe.benchmark.steps import VARIANTS, step_works
 from vlmoe.choices import DTYPES
 from vlmoe.errors import UserError
+from vlmoe.figure import write_png
 from vlmoe.files import write_json
 from vlmoe.flags import Parser
 from vlmoe.models.load import checkpoint_activations, resolve_device, resolve_dtype
@@ -44,7 +48,7 @@ from vlmoe.models.shapes import shape_config, shapes
 from vlmoe.optim.families import UPDATE_RULES
 from vlmoe.program import as_typed
 
-PARTS = ("step", "memory", "optimizer", "packing")
+PARTS = ("step", "memory", "optimizer", "packing", "cost")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -60,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=PARTS,
         nargs="+",
         default=PARTS[:3],
-        help="parts to measure (default all but packing)",
+        help="parts to measure (default all but packing and cost)",
     )
     parser.add_argument(
         "--variants",
@@ -128,6 +132,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(table(name, found))
     output = args.output or default_output(args, device, dtype)
     output.parent.mkdir(parents=True, exist_ok=True)
+    if "cost" in args.only:
+        results["cost"], results["questions"] = measure_cost(args, config, device, dtype)
+        print(cost_table(results["cost"], results["questions"]))
+        picture = output.with_suffix(".png")
+        if write_png(picture, draw(results["cost"], results["questions"]), 17, 3.4):
+            print(f"drawn in {picture}")
     write_json(output, results)
     print(f"written to {output}")
 
@@ -173,6 +183,56 @@ def measure_packing(
             row |= {"peak_bytes": peaks[name], "peak_ratio": ratio(peaks[name], peaks[ALONE])}
         results[part] = found
     return results
+
+
+def measure_cost(
+    args: argparse.Namespace, config: MoELoraConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row for every setting; and what a question costs that shares its picture with others."""
+    rows = []
+    shape = shape_config(args.size)
+    for setting, works in cost_works(shape, config, device, dtype):
+        found = timed(works, args.repeats, device, LORA)
+        peaks = {name: peak_bytes(works[name], device) for name in (LORA, MOE)}
+        rows.append(
+            {
+                "axis": setting.axis,
+                "value": setting.value,
+                "experts": setting.config.num_experts,
+                "top_k": setting.config.top_k,
+                "rank": setting.config.r,
+                "tokens": setting.tokens,
+                "ratio": found[MOE]["ratio"],
+                "base_ratio": found[BASE]["ratio"],
+                "lora_seconds": found[LORA]["seconds"],
+                "peak_ratio": ratio(peaks[MOE], peaks[LORA]),
+                "all_seconds": {name: row["all_seconds"] for name, row in found.items()},
+            }
+        )
+    base = random_model(shape, device, dtype)
+    model = get_peft_model(base, config)
+    shared = {}
+    for count in QUESTIONS:
+        works = packing_works(
+            model, pictures=args.batch_size, questions=count, words=args.words, orders=1
+        )["training"]
+        found = timed(works, max(1, args.repeats // 3), device, ALONE)
+        shared[str(count)] = found[SHARED]["ratio"]
+    return rows, shared
+
+
+def cost_table(rows: Sequence[Mapping[str, Any]], questions: Mapping[str, float]) -> str:
+    """Times and memory beside LoRA's, whose own time is given."""
+    lines = ["", "| experts | top-k | rank | tokens | time ratio | memory ratio | LoRA, ms |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for row in rows:
+        cells = [str(row[name]) for name in ("experts", "top_k", "rank", "tokens")]
+        cells += [f"{row['ratio']:.2f}", f"{row['peak_ratio']:.2f}"]
+        cells += [f"{1e3 * row['lora_seconds']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| questions on a picture | time of one, beside it alone |", "| --- | --- |"]
+    lines += [f"| {count} | {value:.2f} |" for count, value in questions.items()]
+    return "\n".join(lines)
 
 
 def measure_optimizer(
@@ -274,6 +334,6 @@ def table(title: str, found: Mapping[str, Mapping[str, Any]]) -> str:
 def default_output(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Path:
     kind = str(dtype).removeprefix("torch.")
     name = f"{args.size}-{device.type}-{kind}" + ("-checkpointing" if args.checkpointing else "")
-    if args.only == ["packing"]:
-        name += "-packing"
+    if len(args.only) == 1 and args.only[0] in PARTS[3:]:
+        name += f"-{args.only[0]}"
     return Path("runs") / "benchmark" / f"{name}.json"
