@@ -25,7 +25,7 @@ ROOMS = (
     {"tasks"},
     {"train"},
     {"data_prep", "study", "benchmark", "demo", "lessons", "watch", "export"},
-    {"serve", "push"},
+    {"serve", "push", "kits", "vllm"},
     {"commands", "from_python"},
     {"__main__"},
 )
