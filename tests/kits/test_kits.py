@@ -90,7 +90,7 @@ def test_vlmevalkit(runs, shapes_directory, tmp_path):  # noqa: F811
     write_task(["--kit", "vlmevalkit", "--dataset", str(shapes_directory),
                 "--out", str(tmp_path / "lmu")])  # fmt: skip
     run(*("-m", "vlmoe.kits.vlmevalkit", "--adapter", runs / "shapes.first", "--device", "cpu"),
-        *("--data", "vlmoe_shapes_test", "--work-dir", tmp_path / "out"),
+        *("--", "--data", "vlmoe_shapes_test", "--work-dir", tmp_path / "out"),
         *("--judge", "exact_matching"),
         cwd=Path(CHECKOUT), LMUData=str(tmp_path / "lmu"),
         PYTHONPATH=f"{ROOT}{os.pathsep}{CHECKOUT}")  # fmt: skip

@@ -94,7 +94,7 @@ def vlmevalkit(name: str, folder: Path, split: str, out: Path, chat: bool) -> st
     table.writerows(_row(questions, at) for at in range(len(questions)))
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / f"{name}.tsv", text.getvalue())
-    return f"LMUData={out} python -m vlmoe.kits.vlmevalkit --adapter RUN --data {name}"
+    return f"LMUData={out} python -m vlmoe.kits.vlmevalkit --adapter RUN -- --data {name}"
 
 
 KITS: dict[str, Callable[[str, Path, str, Path, bool], str]] = {

@@ -1,12 +1,11 @@
-"""``python -m vlmoe.kits.vlmevalkit --adapter RUN --data NAME ...`` in a checkout of VLMEvalKit.
+"""``python -m vlmoe.kits.vlmevalkit --adapter RUN -- --data NAME`` in a checkout of VLMEvalKit.
 
 The kit takes no models from outside: this puts one more into its table, ``vlmoe``, and runs its own
-``run.py`` with all other arguments.
+``run.py`` with all that stands behind ``--``.
 """
 
 from __future__ import annotations
 
-import argparse
 import runpy
 import string
 import sys
@@ -20,6 +19,7 @@ from vlmeval.vlm.base import BaseModel
 
 from vlmoe.data.turn import PICTURE
 from vlmoe.errors import UserError, run_command
+from vlmoe.flags import Parser
 from vlmoe.kits.asker import Asker, Request
 
 NAME = "vlmoe"
@@ -84,17 +84,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the kit with an adapter. Raises ``UserError`` outside of its checkout."""
     from vlmeval.config import supported_VLM
 
-    parser = argparse.ArgumentParser(
-        prog="python -m vlmoe.kits.vlmevalkit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m vlmoe.kits.vlmevalkit", description=__doc__)
     parser.add_argument("--adapter", required=True, help="a run's directory, or none")
     parser.add_argument("--base", help="default: the one that the adapter names")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    args, others = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
     if not Path("run.py").is_file():
         raise UserError("there is no run.py here: go to the folder of your checkout of VLMEvalKit")
     supported_VLM[NAME] = partial(
@@ -105,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=args.device,
         max_new_tokens=args.max_new_tokens,
     )
-    sys.argv = ["run.py", "--model", NAME, *others]
+    sys.argv = ["run.py", "--model", NAME, *words[end + 1 :]]
     runpy.run_path("run.py", run_name="__main__")
 
 
