@@ -24,18 +24,13 @@ from typing import Any
 
 from PIL import Image
 
-from vlmoe.data.described import MULTIPLE_CHOICE, describe
+from vlmoe.benchmark.served import EVALUATED, Asked, evaluated, load, questions, table
 from vlmoe.data.example import Example
-from vlmoe.data.mix import Mixture, draw, load_mixture
-from vlmoe.data.registry import locate_all
 from vlmoe.errors import UserError, run_command
 from vlmoe.flags import Parser
 from vlmoe.train.record.finished import BASE, NONE
 
 LONGEST = 32  # tokens of an answer
-EVALUATED = {"evaluate, 16 in a batch": 16, "evaluate, one by one": 1}
-
-Choices = list[int | None]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,49 +50,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    folders = locate_all(args.dataset)
-    if describe(folders).kind != MULTIPLE_CHOICE:
-        raise UserError(f"{args.dataset} has no options with letters: take another --dataset")
-    examples = draw(load_mixture(folders, args.split), args.limit, 0)
-    ways, style = evaluated(args, examples)
+    examples = questions(args.dataset, args.split, args.limit)
+    loaded = load(None if args.adapter == NONE else args.adapter, args.model, args.device)
+    ways = {way: evaluated(loaded, examples, size, way) for way, size in EVALUATED.items()}
     with serving(args) as url:
-        bodies = [body(example, style) for example in examples]
+        bodies = [body(example, loaded.collator.style) for example in examples]
         for clients in sorted({1, args.clients}):
             ways[f"serve, {clients} at once"] = asked(url, args, bodies, clients)
-    (reference, _), *_ = ways.values()
-    print(f"{'':24} accuracy  same choices  questions/s")
-    for way, (choices, seconds) in ways.items():
-        right = sum(map(_right, examples, choices))
-        same = sum(one == other for one, other in zip(choices, reference, strict=True))
-        print(
-            f"{way:24} {right / len(choices):8.4f}  {same:5} of {len(choices)} "
-            f"{len(choices) / seconds:12.1f}"
-        )
-
-
-def evaluated(
-    args: argparse.Namespace, examples: Mixture
-) -> tuple[dict[str, tuple[Choices, float]], Any]:
-    """Choices and seconds of `vlmoe evaluate`, without loading; and the style of the prompts."""
-    from vlmoe.adapter.load import find_adapter, load_adapter
-    from vlmoe.models.load import load_base, resolve_device
-    from vlmoe.tasks.predict import Predictor
-    from vlmoe.tasks.score import check_sound, score
-    from vlmoe.train.record.finished import collator_of, common_base, settings_of
-
-    folder = None if args.adapter == NONE else find_adapter(args.adapter)
-    name = args.model or common_base({args.adapter: folder} if folder else {})
-    base = load_base(name, device=resolve_device(args.device))
-    model = load_adapter(base.model, folder) if folder else base.model
-    collator = collator_of(base.reader, settings_of(folder) if folder else {})
-    found = {}
-    for way, batch_size in EVALUATED.items():
-        begun = time.perf_counter()
-        scored = score(Predictor(model, collator), examples, batch_size=batch_size, description=way)
-        seconds = time.perf_counter() - begun
-        check_sound(scored)
-        found[way] = [one.prediction.choice for one in scored], seconds
-    return found, collator.style
+    print(table(examples, ways))
 
 
 @contextmanager
@@ -135,8 +95,8 @@ def body(example: Example, style: Any) -> tuple[list[dict[str, Any]], Sequence[s
 
 def asked(
     url: str, args: argparse.Namespace, bodies: Sequence[tuple[Any, Sequence[str]]], clients: int
-) -> tuple[Choices, float]:
-    """Choices and seconds of the server, so many questions at once."""
+) -> Asked:
+    """What the server chooses, so many questions at once."""
     from openai import OpenAI
 
     from vlmoe.tasks.parse import parse_answer
@@ -156,17 +116,13 @@ def asked(
     begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         found = list(pool.map(choice, bodies))
-    return found, time.perf_counter() - begun
+    return Asked(found, time.perf_counter() - begun)
 
 
 def _data_uri(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")  # which loses nothing
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _right(example: Example, choice: int | None) -> bool:
-    return choice is not None and example.choices[choice] == example.choices[example.answer]
 
 
 if __name__ == "__main__":

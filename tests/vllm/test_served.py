@@ -5,9 +5,9 @@ In an environment with vLLM alone: ``scripts/check_vllm.sh`` makes one.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vlmoe.adapter import load_adapter
 from vlmoe.data.example import UNLABELLED, Example
+from vlmoe.errors import UserError
 from vlmoe.models.load import load_base
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Predictor
@@ -191,7 +192,42 @@ def test_no_adapter_named(adapters):
     refused("say which adapter", adapters["kaiming"], hf_overrides=overrides)
 
 
-def test_goat_on_a_quantized_base(adapters, tmp_path):
-    quantized = {"quantization": "bitsandbytes"}
-    refused("GOAT|bitsandbytes", adapters["goat"], **quantized)
-    assert json.loads((adapters["goat"] / "adapter_config.json").read_text())["init"] == "goat"
+@pytest.mark.parametrize(
+    ("kind", "config", "match"),
+    [
+        ("goat", {"quant_config": object()}, "takes a part out of the base's weights"),
+        ("kaiming", {"pipeline": 2}, "pipeline parallelism"),
+    ],
+)
+def test_what_it_cannot_do_right(adapters, kind, config, match):
+    """No such machine is needed: it is refused before anything is loaded."""
+    from vlmoe.vllm.models import VlmoeLlavaForConditionalGeneration
+
+    told = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(vlmoe_adapter=str(adapters[kind]))),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=config.get("pipeline", 1)),
+        quant_config=config.get("quant_config"),
+    )
+    with pytest.raises(UserError, match=match):
+        VlmoeLlavaForConditionalGeneration(vllm_config=told)
+
+
+def test_what_computes_the_product_is_left_as_it_is():
+    """So a quantized layer's own product stays, whatever it is."""
+    from vlmoe.vllm.layers import WithMixtures
+
+    class Product:
+        known = "to somebody"
+
+        def apply(self, layer, x, bias):
+            return 2 * x + bias
+
+        def process_weights_after_loading(self, layer):
+            layer.processed = True
+
+    layer = SimpleNamespace(vlmoe=SimpleNamespace(add=lambda y, x: y + 100 * x))
+    method = WithMixtures(Product())
+    assert method.apply(layer, 3, 1) == 2 * 3 + 1 + 300
+    assert method.known == "to somebody"
+    method.process_weights_after_loading(layer)
+    assert layer.processed
