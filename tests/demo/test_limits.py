@@ -114,3 +114,12 @@ def test_what_is_taken():
     assert LIMITS.asked(" Is <script> a tag? \n") == "Is <script> a tag?"
     assert LIMITS.options(" Red. \n\n<b>Blue</b>\r\n") == ("Red.", "<b>Blue</b>")
     assert len(LIMITS.options([f"{number}." for number in range(8)])) == 8
+
+
+def test_several_pictures_have_the_pixels_of_one():
+    limits = Limits(megapixels=1)
+    assert limits.decoded_all([]) == []
+    half = png(1000, 500)
+    assert [one.size for one in limits.decoded_all([half, half])] == [(1000, 500)] * 2
+    with pytest.raises(UserError, match="The picture cannot be used"):
+        limits.decoded_all([half, half, png(1, 1)])

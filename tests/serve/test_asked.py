@@ -27,7 +27,7 @@ def refused(**more) -> Fault:
 
 
 def test_what_is_left_out():
-    assert read() == Asked("base", (Turn(QUESTION),), None, LIMITS.new_tokens)
+    assert read() == Asked("base", (Turn(QUESTION),), (), (0,), LIMITS.new_tokens)
     nothing = dict.fromkeys(
         ["max_tokens", "temperature", "seed", "stop", "stream", "stream_options", *NEUTRAL]
     )
@@ -47,12 +47,28 @@ def test_what_is_said():
         stream_options=options, user="me",
     )  # fmt: skip
     turns = (Turn(QUESTION, "Red."), Turn("And the star?"))
-    assert found == Asked("base", turns, content, 7, 1.0, 3, ("x",), True, True)
+    assert found == Asked("base", turns, (content,), (1, 0), 7, 1.0, 3, ("x",), True, True)
     assert not read(stream=True, stream_options={"include_usage": False}).usage
     longer = [*messages, {"role": "assistant", "content": "Blue."}, *USER]
     third = (turns[0], Turn("And the star?", "Blue."), Turn(QUESTION))
     assert read(messages=longer).turns == third
     assert read(max_completion_tokens=7, max_tokens=7).max_new_tokens == 7
+
+
+def test_pictures_where_they_are_shown():
+    first, second, third = ([{"type": "image_url", "image_url": {"url": data_uri(content)}}]
+                            for content in (b"1", b"2", b"3"))  # fmt: skip
+    text = [{"type": "text", "text": QUESTION}]
+    messages = [
+        {"role": "user", "content": [*first, *text, *second]},
+        {"role": "assistant", "content": "Red."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Blue."},
+        {"role": "user", "content": [*third, *text]},
+    ]
+    found = read(messages=messages)
+    assert (found.pictures, found.places) == ((b"1", b"2", b"3"), (2, 0, 1))
+    assert [turn.question for turn in found.turns] == [QUESTION, "And?", QUESTION]
 
 
 def conversation(count: int) -> list[dict]:

@@ -149,7 +149,7 @@ def test_a_drawing_that_could_run_is_no_picture(server):
 
 
 PICTURE = about(data_uri(SCENE))
-TWO = [{"role": "user", "content": [*PICTURE[0]["content"], PICTURE[0]["content"][0]]}]
+FOUR = [{"role": "user", "content": [*PICTURE[0]["content"], *PICTURE[0]["content"][:1] * 3]}]
 MESSAGES = {
     "none": ([], "a list of one message or more"),
     "no list": ("Why?", "a list of one message or more"),
@@ -173,9 +173,15 @@ MESSAGES = {
         [*USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}, *USER],
         "messages[1] holds 'tool_calls'",
     ),
-    "two pictures": (TWO, "messages[0].content[2] is a second picture: one is taken"),
-    "a picture later": (
-        [*USER, {"role": "assistant", "content": "x"}, *PICTURE], "stands in its first message",
+    "four pictures": (FOUR, "messages[0] has picture 4: a conversation is about 3 at most"),
+    "a fourth picture later": (
+        [{"role": "user", "content": FOUR[0]["content"][:-1]},
+         {"role": "assistant", "content": "x"}, *PICTURE],
+        "messages[2] has picture 4",
+    ),
+    "a picture of the model's": (
+        [*USER, {"role": "assistant", "content": PICTURE[0]["content"]}, *USER],
+        "messages[1] has a picture: only the user shows some",
     ),
     "only a picture": (
         [{"role": "user", "content": PICTURE[0]["content"][:1]}], "has 0 parts of text: give one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +19,7 @@ from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 from vlmoe.finite import NotFinite
 from vlmoe.models.families.llava import chat
+from vlmoe.models.family import Size
 from vlmoe.models.load import Base, load_base
 from vlmoe.tasks.collator import Collator
 from vlmoe.tasks.predict import Experts, Predictor, Said
@@ -74,6 +76,20 @@ def test_the_likeliest_words_are_those_of_the_slow_way(base, picture, question):
         ).logits[0]
     start = asked["input_ids"].shape[1] - 1
     assert logits[start:-1].argmax(-1).tolist() == list(said[-1].tokens)
+
+
+def test_pictures_in_front_of_their_questions(base):
+    collator = Collator.of(base.reader)
+    turns = [Turn("Which?", "Red."), Turn("Which?")]
+    for places, marked in (
+        ((1, 1), ["<image>Which?", "<image>Which?"]),
+        ((0, 2), ["Which?", "<image><image>Which?"]),
+        (None, ["<image><image>Which?", "Which?"]),
+    ):
+        found = collator.talking([SCENE, SCENE], turns, 8, places)
+        shown = [replace(turn, question=text) for turn, text in zip(turns, marked, strict=True)]
+        size = Size(SCENE.height, SCENE.width)
+        assert found["input_ids"].tolist() == [collator.reader.render(shown, [size, size])]
 
 
 def test_earlier_turns_are_part_of_the_question(base):

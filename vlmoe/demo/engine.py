@@ -144,8 +144,12 @@ class Engine:
         temperature: float = 0.0,
         max_new_tokens: int = 64,
         seed: int | None = None,
+        places: Sequence[int] | None = None,
     ) -> Iterator[tuple[Said, Asked]]:
         """Answer the last turn's question about a picture or several, token by token.
+
+        ``places`` are how many of them stand in front of each question; all in front of the first,
+        unless said.
 
         Raises:
             UserError: before the first token: not loaded yet, no such name, a question or a
@@ -159,7 +163,7 @@ class Engine:
             )
         if not 1 <= max_new_tokens <= self.limits.new_tokens:
             raise UserError(f"The length must lie between 1 and {self.limits.new_tokens} tokens.")
-        batch = predictor.collator.talking(picture, turns, int(max_new_tokens))
+        batch = predictor.collator.talking(picture, turns, int(max_new_tokens), places)
         said = predictor.stream(
             batch,
             max_new_tokens=int(max_new_tokens),

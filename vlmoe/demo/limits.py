@@ -59,12 +59,26 @@ class Limits:
             raise UserError(f"The picture's file is larger than {self.upload_mb} MB: shrink it.")
         return self.decoded(file.read_bytes())
 
-    def decoded(self, content: bytes) -> Image.Image:
-        """Decode a picture's file. Raises ``UserError`` if it has too many pixels or is none."""
+    def decoded(self, content: bytes, pixels: int | None = None) -> Image.Image:
+        """Decode a picture's file. Raises ``UserError`` if it has too many pixels or is none.
+
+        Args:
+            content: of the file.
+            pixels: it may have; None: as many as one picture may.
+        """
         try:
-            return load_rgb(content, self.megapixels * 1_000_000)
+            return load_rgb(content, self.megapixels * 1_000_000 if pixels is None else pixels)
         except ImageError as error:
             raise UserError(f"The picture cannot be used: {error.reason}.") from error
+
+    def decoded_all(self, contents: Sequence[bytes]) -> list[Image.Image]:
+        """Decode several, which together have no more pixels than one may have."""
+        pictures: list[Image.Image] = []
+        left = self.megapixels * 1_000_000
+        for content in contents:
+            pictures.append(self.decoded(content, left))
+            left -= pictures[-1].width * pictures[-1].height
+        return pictures
 
     def asked(self, question: str | None) -> str:
         """A question, trimmed. Raises ``UserError`` if it is empty, too long or has chat markup."""

@@ -89,7 +89,7 @@ class Api:
         except ValueError as error:
             raise Fault(f"the request cannot be used: {error}") from None
         request = asked(value, self.engine.limits)
-        del value  # it holds the picture once more
+        del value  # it holds the pictures once more
         self._known(request.model)
         if not self.engine.ready:
             raise Fault(self.engine.status, status=503, after=5)
@@ -109,14 +109,13 @@ class Api:
 
     def _answer(self, request: Asked) -> Iterator[Step]:
         """The work itself, in the model's thread."""
-        picture = None
-        if request.picture is not None:
-            picture = self.engine.limits.decoded(request.picture)
+        pictures = self.engine.limits.decoded_all(request.pictures)
         growing = Growing(request.stop)
         for said, shown in self.engine.ask(
-            picture,
+            pictures,
             request.turns,
             request.model,
+            places=request.places,
             temperature=request.temperature,
             max_new_tokens=request.max_new_tokens,
             seed=request.seed,

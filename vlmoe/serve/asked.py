@@ -13,7 +13,7 @@ from vlmoe.flags import hint
 from vlmoe.serve.faults import Fault
 from vlmoe.serve.pictures import content_of
 
-MOST_MESSAGES = 201
+MOST_MESSAGES, MOST_PICTURES = 201, 3
 MOST_STOPS, LONGEST_STOP = 16, 100
 ELSEWHERE = "docs/serving.md says what to take where it is needed"
 
@@ -48,7 +48,8 @@ class Asked:
     Attributes:
         model: an adapter's name, or the base's.
         turns: the conversation; the last one is to be answered.
-        picture: a picture's file, or None.
+        pictures: their files, in the order in which they come.
+        places: how many of them stand in front of each turn's question.
         max_new_tokens: longest answer.
         temperature: 0 for the likeliest tokens.
         seed: of what is sampled, or None.
@@ -59,7 +60,8 @@ class Asked:
 
     model: str
     turns: tuple[Turn, ...]
-    picture: bytes | None
+    pictures: tuple[bytes, ...]
+    places: tuple[int, ...]
     max_new_tokens: int
     temperature: float = 0.0
     seed: int | None = None
@@ -83,12 +85,13 @@ def asked(body: Any, limits: Limits) -> Asked:
     model = given.get("model")
     if not isinstance(model, str):
         raise Fault("model must name one of GET /v1/models", "model")
-    turns, picture = _conversation(given.get("messages"), limits)
+    turns, pictures = _conversation(given.get("messages"), limits)
     stream = _is_true(given, "stream")
     return Asked(
         model,
         turns,
-        picture,
+        tuple(picture for of_turn in pictures for picture in of_turn),
+        tuple(map(len, pictures)),
         max_new_tokens=_length(given, limits),
         temperature=_temperature(given),
         seed=_whole(given, "seed", 0, 2**53 - 1),
@@ -98,7 +101,10 @@ def asked(body: Any, limits: Limits) -> Asked:
     )
 
 
-def _conversation(messages: Any, limits: Limits) -> tuple[tuple[Turn, ...], bytes | None]:
+def _conversation(
+    messages: Any, limits: Limits
+) -> tuple[tuple[Turn, ...], tuple[tuple[bytes, ...], ...]]:
+    """The turns, and the pictures that come with each."""
     if not isinstance(messages, list) or not messages:
         raise Fault("messages must be a list of one message or more", "messages")
     if len(messages) > MOST_MESSAGES:
@@ -107,26 +113,30 @@ def _conversation(messages: Any, limits: Limits) -> tuple[tuple[Turn, ...], byte
             "conversation",
             "messages",
         )
-    picture: bytes | None = None
+    pictures: list[tuple[bytes, ...]] = []
     said: list[str] = []
+    count = 0
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         role = "assistant" if number % 2 else "user"
         _check_role(message, role, where)
-        text, url = _content(message.get("content"), f"{where}.content")
-        if url is not None:
-            if number:
-                raise Fault(
-                    f"{where} has a picture: a conversation is about one picture, which stands in "
-                    "its first message",
-                    f"{where}.content",
-                )
-            picture = content_of(*url[:1], limits.upload_mb, url[1])
+        text, urls = _content(message.get("content"), f"{where}.content")
+        if urls and role == "assistant":
+            raise Fault(f"{where} has a picture: only the user shows some", f"{where}.content")
+        count += len(urls)
+        if count > MOST_PICTURES:
+            raise Fault(
+                f"{where} has picture {MOST_PICTURES + 1}: a conversation is about "
+                f"{MOST_PICTURES} at most",
+                f"{where}.content",
+            )
+        if role == "user":
+            pictures.append(tuple(content_of(url, limits.upload_mb, place) for url, place in urls))
         said.append(text)
     if len(said) % 2 == 0:
         raise Fault("the last message must be the user's: it is what is answered", "messages")
     questions, answers = said[::2], [*said[1::2], ""]
-    return tuple(map(Turn, questions, answers)), picture
+    return tuple(map(Turn, questions, answers)), tuple(pictures)
 
 
 def _check_role(message: Any, role: str, where: str) -> None:
@@ -151,23 +161,22 @@ def _check_role(message: Any, role: str, where: str) -> None:
         raise Fault(f"{where} holds {_short(more[0])}, which is not taken", where)
 
 
-def _content(content: Any, where: str) -> tuple[str, tuple[str, str] | None]:
-    """A message's text, and the URL of its picture with its place."""
+def _content(content: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
+    """A message's text, and the URLs of its pictures, each with its key."""
     if isinstance(content, str):
-        return content, None
+        return content, []
     if not isinstance(content, list):
         raise Fault(f"{where} must be a text or a list of parts", where)
     texts: list[str] = []
-    url: tuple[str, str] | None = None
+    urls: list[tuple[str, str]] = []
     for number, part in enumerate(content):
         here = f"{where}[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and set(part) == {"type", "text"} and isinstance(part["text"], str):
             texts.append(part["text"])
         elif kind == "image_url" and set(part) == {"type", "image_url"}:
-            if url is not None:
-                raise Fault(f"{here} is a second picture: one is taken", here)
-            url = _url(part["image_url"], f"{here}.image_url"), f"{here}.image_url.url"
+            url = _url(part["image_url"], f"{here}.image_url")
+            urls.append((url, f"{here}.image_url.url"))
         else:
             raise Fault(
                 f'{here} is no part that is taken: {{"type": "text", "text": ...}} or '
@@ -176,7 +185,7 @@ def _content(content: Any, where: str) -> tuple[str, tuple[str, str] | None]:
             )
     if len(texts) != 1:
         raise Fault(f"{where} has {len(texts)} parts of text: give one", where)
-    return texts[0], url
+    return texts[0], urls
 
 
 def _url(given: Any, where: str) -> str:

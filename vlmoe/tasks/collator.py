@@ -194,21 +194,27 @@ class Collator:
         images: Image.Image | Sequence[Image.Image] | None,
         turns: Sequence[Turn],
         room: int,
+        places: Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
         """A batch of one: a conversation about pictures, up to the last question's answer.
 
         Args:
-            images: a picture, several, or None to talk without one; they stand in front of all.
+            images: a picture, several, or None to talk without one.
             turns: the questions with their answers; the last one is to be answered.
             room: tokens that must fit behind it.
+            places: how many pictures stand in front of each question; None: all of them in front
+                of the first.
 
         Raises:
             UserError: the conversation is too long for the model.
         """
         pictures = [images] if isinstance(images, Image.Image) else [*(images or ())]
-        if turns:
-            question = PICTURE * len(pictures) + turns[0].question
-            turns = [replace(turns[0], question=question), *turns[1:]]
+        before = places if places is not None else [len(pictures), *[0] * (len(turns) - 1)]
+        assert sum(before) == len(pictures), (before, len(pictures))
+        turns = [
+            replace(turn, question=PICTURE * count + turn.question)
+            for turn, count in zip(turns, before, strict=True)
+        ]
         shown = Shown(self.reader, [pictures])
         row = self.reader.render(turns, shown.sizes[0])
         if len(row) + room > self.max_length:
