@@ -13,7 +13,7 @@ from tests.scripts import moments
 from tests.scripts.test_train_and_evaluate import adapter_digest
 
 FLAGS = [
-    *("--model", "tiny", "--experts", "4", "--top-k", "2", "--rank", "2", "--batch-size", "3"),
+    *("--experts", "4", "--top-k", "2", "--rank", "2", "--batch-size", "3"),
     *("--max-steps", "5", "--log-steps", "1", "--eval-steps", "2", "--save-steps", "2"),
     *("--eval-batch-size", "3", "--eval-questions", "5", "--test-questions", "3"),
     *("--lr", "0.001", "--gate-lr", "0.001", "--device", "cpu", "--questions-per-image", "2"),
@@ -33,12 +33,18 @@ def results(run: Path) -> tuple[str, list[Any], Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, dataset_directory, forks) -> dict[str, Any]:
+def on(model_directory, dataset_directory) -> list[str]:
+    """What is trained, and on which questions."""
+    return ["--model", str(model_directory), "--dataset", str(dataset_directory)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, on, forks) -> dict[str, Any]:
     """Results by optimizer."""
     found = {}
     for optim, flags in OPTIMIZERS.items():
         folder = tmp_path_factory.mktemp(optim)
-        flags = [*FLAGS, *flags, "--dataset", str(dataset_directory), "--output", "run"]
+        flags = [*FLAGS, *flags, *on, "--output", "run"]
         ended = forks.train(folder, *flags)
         assert ended.codes == [0], ended.out
         found[optim] = results(folder / "run")
@@ -48,8 +54,8 @@ def undisturbed(tmp_path_factory, dataset_directory, forks) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @pytest.mark.parametrize("moment", [kill.__name__ for kill in moments.KILLS])
-def test_killed_and_resumed(undisturbed, forks, tmp_path, dataset_directory, moment, optim):
-    flags = [*FLAGS, *OPTIMIZERS[optim], "--dataset", str(dataset_directory), "--output", "run"]
+def test_killed_and_resumed(undisturbed, on, forks, tmp_path, moment, optim):
+    flags = [*FLAGS, *OPTIMIZERS[optim], *on, "--output", "run"]
     ended = forks.train(tmp_path, *flags, before=f"moments.{moment}")
     assert ended.codes == [-signal.SIGKILL], ended.out
     run = tmp_path / "run"
