@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlmoe.adapter.config import MoELoraConfig
 from vlmoe.adapter.goat import goat_factors, goat_residual, goat_scale
+from vlmoe.adapter.host import kept_on_host
 from vlmoe.adapter.initialize import new_factors
 from vlmoe.adapter.mixture import FactorPair, Options, enter, leave
 from vlmoe.adapter.names import FACTORS, GATE, STARTS, WEIGHT, old_in_model
@@ -321,7 +322,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
         weight = self.base_layer.weight
         starts = [(*self._start(name), self.settings[name].scaling) for name in wanted]
         residual = goat_residual(weight.detach(), starts)
-        self._whole_weight = weight if self._tied else weight.detach().to("cpu")
+        self._whole_weight = weight if self._tied else kept_on_host(weight)
         # A new Parameter, not new numbers in the old one: another module may share that.
         self._put_weight(nn.Parameter(residual, requires_grad=weight.requires_grad))
         self._taken_out = wanted
