@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,6 +55,31 @@ def test_the_export_is_what_its_mixture_comes_nearest_to(
         merged = base(tmp_path / "run/export/merged")(input_ids=ids).logits
     assert not torch.allclose(made, plain, atol=1e-5)
     assert torch.allclose(made, merged, atol=1e-4)
+    if init == "goat":
+        torch.save(made, tmp_path / "made.pt")
+        alone = [sys.executable, "-c", STRANGER, str(model_directory), str(tmp_path)]
+        done = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+STRANGER = """
+import sys
+from pathlib import Path
+
+sys.modules["vlmoe"] = None  # nobody here knows of it
+import torch
+from peft import PeftModel
+from transformers import LlavaForConditionalGeneration
+
+base, place = sys.argv[1], Path(sys.argv[2])
+ids = torch.arange(4, 16)[None]
+model = LlavaForConditionalGeneration.from_pretrained(base).eval()
+made = torch.load(place / "made.pt")
+model = PeftModel.from_pretrained(model, str(place / "run/export")).eval()
+with torch.no_grad():
+    assert torch.allclose(model(input_ids=ids).logits, made, atol=1e-6)
+    assert torch.allclose(model.merge_and_unload()(input_ids=ids).logits, made, atol=1e-4)
+"""
 
 
 def test_options_and_mistakes(train, export, small, tmp_path, capsys):
