@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 from vlmoe.benchmark.served import EVALUATED, Asked, Loaded, evaluated, load, questions, table
 from vlmoe.data.example import LETTERS, Example
@@ -23,6 +27,7 @@ from vlmoe.data.mix import Mixture
 from vlmoe.errors import UserError, run_command
 from vlmoe.flags import Parser
 from vlmoe.vllm.adapter import options
+from vlmoe.vllm.places import renamed
 
 LARGEST_RANK = 128  # of a LoRA; vLLM knows some sizes alone
 
@@ -37,6 +42,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="vLLM without compiled graphs")
     parser.add_argument("--dtype", default="float32", help="of vLLM (default %(default)s)")
     parser.add_argument("--max-model-len", type=int, help="default: the model's own")
+    parser.add_argument(
+        "--memory", type=float, default=0.3, help="share that vLLM takes (default %(default)s)"
+    )
     parser.add_argument("--export", action="store_true", help="RUN/export as well")
     args = parser.parse_args(argv)
     if args.limit < 1:
@@ -90,7 +98,14 @@ def answered(
     from vllm import LLM, SamplingParams
 
     more = {} if args.max_model_len is None else {"max_model_len": args.max_model_len}
-    llm = LLM(**served, dtype=args.dtype, enforce_eager=args.eager, seed=0, **more)
+    llm = LLM(
+        **served,
+        dtype=args.dtype,
+        enforce_eager=args.eager,
+        gpu_memory_utilization=args.memory,
+        seed=0,
+        **more,
+    )
     wanted = [
         SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=list(letters))
         for _, letters in asked
@@ -127,9 +142,25 @@ def exported(
     model = PeftModel.from_pretrained(base.model, folder).eval()
     way = "PEFT, the export"
     by_peft = evaluated(Loaded(base.name, model, loaded.collator), examples, 16, way)
-    stock = {"model": served["model"], "enable_lora": True, "max_lora_rank": LARGEST_RANK}
-    by_vllm = answered(args, asked, stock, lambda: LoRARequest("export", 1, str(folder)))
+    with tempfile.TemporaryDirectory() as place:
+        stock = {"model": as_vllm_reads(served["model"], Path(place)), "enable_lora": True,
+                 "max_lora_rank": LARGEST_RANK}  # fmt: skip
+        by_vllm = answered(args, asked, stock, lambda: LoRARequest("export", 1, str(folder)))
     return by_peft, by_vllm
+
+
+def as_vllm_reads(model: str, place: Path) -> str:
+    """The base, or a copy of its files by the names of old, which a stock vLLM goes by."""
+    weights = Path(model) / "model.safetensors"
+    if not weights.is_file():
+        return model
+    tensors = load_file(weights)
+    if all(renamed(name) == name for name in tensors if "vision_tower" in name):
+        return model
+    shutil.copytree(model, place, dirs_exist_ok=True)
+    save_file({renamed(name): tensor for name, tensor in tensors.items()}, place / weights.name,
+              {"format": "pt"})  # fmt: skip
+    return str(place)
 
 
 if __name__ == "__main__":
