@@ -14,7 +14,7 @@ from vlmoe.data.dataset import load_split
 from vlmoe.errors import UserError
 from vlmoe.kits.asker import Asker, Request
 from vlmoe.kits.documents import answer, asked, completed, letters, pictures, place
-from vlmoe.kits.settings import Wanted, cut, one_of, wanted
+from vlmoe.kits.settings import Wanted, cut, device_of, one_of, wanted, whole
 from vlmoe.models.load import load_base
 from vlmoe.tasks.readings import make_predictor
 from vlmoe.train.record.finished import collator_of, settings_of
@@ -150,3 +150,24 @@ def test_parts_of_a_row():
     assert (asked(free), answer(free), pictures(free)) == ("Two and two?", "four", [])
     with pytest.raises(ValueError, match="several turns"):
         asked({**free, "turns": free["turns"] * 2})
+
+
+@pytest.mark.parametrize("given", [0, -3, "auto", "", "1.5", True, None])
+def test_counts_that_are_none(given):
+    with pytest.raises(UserError, match=r"batch_size=.*a whole number from 1"):
+        whole(given, "batch_size")
+
+
+def test_counts_and_devices(monkeypatch):
+    assert whole("8", "batch_size") == whole(8, "batch_size") == 8
+    assert [device_of(one) for one in (None, "cuda", "cpu", "cuda:3")] == [
+        "auto", "auto", "cpu", "cuda:3",
+    ]  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("cuda:0") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of("cuda:0") == "cuda:0"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of("cuda:0") == device_of("cuda") == "cuda:1"
+    assert device_of("cuda:3") == "cuda:3"

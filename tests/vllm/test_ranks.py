@@ -12,6 +12,7 @@ from vlmoe.vllm.adapter import Mixture
 pytest.importorskip("vllm", reason="needs vLLM: scripts/check_vllm.sh")
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
+    LinearMethodBase,
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
@@ -128,3 +129,25 @@ def test_fewer_experts_than_a_token_is_sent_to():
     x = torch.randn(TOKENS, INPUTS, dtype=torch.double)
     made = layer(ColumnParallelLinear, 0, 1, output_size_per_partition=6)
     torch.testing.assert_close(added(made, {None: one}, x, 6), whole(one, x), rtol=1e-6, atol=1e-6)
+
+
+def test_put_twice_they_are_added_once():
+    """Weights may be loaded anew into a model that serves."""
+    x = torch.randn(TOKENS, INPUTS, dtype=torch.double)
+    made = layer(ColumnParallelLinear, 0, 1, output_size_per_partition=6)
+    made.quant_method = Nothing()
+    layers.put(made, {None: mixture(6)}, TOP_K)
+    again = mixture(6)
+    layers.put(made, {None: again}, TOP_K)
+    found = made.quant_method.apply(made, x, None)
+    torch.testing.assert_close(found, whole(again, x), rtol=1e-6, atol=1e-6)
+
+
+class Nothing(LinearMethodBase):
+    """A layer without weights."""
+
+    def create_weights(self, *args, **kwargs):
+        raise AssertionError
+
+    def apply(self, layer, x, bias=None):
+        return torch.zeros(len(x), 6, dtype=x.dtype)

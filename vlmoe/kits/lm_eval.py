@@ -5,6 +5,7 @@ lm-eval knows no models from outside, so this is its own command with one model 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lm_eval.__main__ import cli_evaluate
@@ -45,6 +46,8 @@ class Vlmoe(HFLM):
         if wrong := [name for name in OWN if name in given]:
             raise UserError(f"{', '.join(wrong)}: say adapter=... and, if need be, model=...")
         found, reader, _ = load(str(adapter), model, dtype, quantize, device_of(device))
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("each process would ask all questions: start one")
         # As in training: no thinking before an answer, the same prompt every day.
         given["chat_template_args"] = PINNED | (given.get("chat_template_args") or {})
         super().__init__(pretrained=found, tokenizer=reader.tokenizer, **given)

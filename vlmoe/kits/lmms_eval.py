@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlmoe.errors import UserError
 from vlmoe.kits.asker import Asker, Request
-from vlmoe.kits.settings import Wanted, cut, device_of, one_of, wanted
+from vlmoe.kits.settings import Wanted, cut, device_of, one_of, wanted, whole
 
 ARGUMENTS = ("dtype", "quantize", "device", "batch_size")
 
@@ -40,8 +40,8 @@ class Vlmoe(lmms):
         given.pop("max_batch_size", None)
         one_of(list(given), ARGUMENTS)
         given["device"] = device_of(given.get("device"))
-        given["batch_size"] = int(given.get("batch_size") or 1)
-        self.max_new_tokens = int(max_new_tokens)
+        given["batch_size"] = whole(given.get("batch_size") or 1, "batch_size")
+        self.max_new_tokens = whole(max_new_tokens, "max_new_tokens")
         self.asker = Asker(str(adapter), model, **given)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -65,10 +66,26 @@ def cut(text: str, until: Iterable[str]) -> str:
 
 
 def device_of(given: str | None) -> str:
-    """Where to work: kits say ``cuda`` or ``cuda:0`` by themselves, also where there is none."""
-    if given in (None, "cuda") or (given == "cuda:0" and not torch.cuda.is_available()):
-        return "auto"
-    return str(given)
+    """Where to work: kits say ``cuda`` or ``cuda:0`` by themselves, also where there is none.
+
+    Of several processes each has a device of its own.
+    """
+    if given not in (None, "cuda", "cuda:0"):
+        return str(given)
+    if torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return given if given == "cuda:0" and torch.cuda.is_available() else "auto"
+
+
+def whole(given: Any, name: str) -> int:
+    """A count that a kit hands on as a text or a number. Raises ``UserError`` if it is none."""
+    try:
+        found = int(str(given))
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise UserError(f"{name}={given!r}: give a whole number from 1")
+    return found
 
 
 def one_of(given: Sequence[str], known: Sequence[str]) -> None:

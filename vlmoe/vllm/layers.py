@@ -153,6 +153,7 @@ class WithMixtures(LinearMethodBase):
 
 
 def put(layer: LinearBase, mixtures: Mapping[Any, Mixture], top_k: int) -> None:
-    """Put mixtures beside a layer that has its weights."""
+    """Put mixtures beside a layer that has its weights; whatever stood there is replaced."""
     layer.vlmoe = Mixtures(layer, mixtures, top_k)
-    layer.quant_method = WithMixtures(layer.quant_method)
+    if not isinstance(layer.quant_method, WithMixtures):  # as where weights are loaded anew
+        layer.quant_method = WithMixtures(layer.quant_method)
