@@ -11,7 +11,6 @@ built-in base. Prints seconds and the most memory of each; beyond a bound it end
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -25,6 +24,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from vlmoe.errors import UserError, run_command
+from vlmoe.files import write_json
 from vlmoe.flags import Parser
 
 QUESTIONS, PICTURES = 139_683, 47_300  # of Visual7W
@@ -104,7 +104,7 @@ def write(raw: Path, questions: int) -> None:
                 "qa_pairs": [pair(rng, at + 1, number) for number in pairs],
             }
         )
-    (raw / "dataset_v7w_telling.json").write_text(json.dumps({"images": entries}))
+    write_json(raw / "dataset_v7w_telling.json", {"images": entries})
 
 
 def pair(rng: random.Random, picture: int, number: int) -> dict[str, object]:

@@ -17,19 +17,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """With several workers, tests of a group go to one of them; without xdist there is none."""
+    """With several workers, a file's tests go to one of them, which makes what they share once."""
     if config.getoption("dist", "no") == "load":
-        config.option.dist = "loadgroup"
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # as below
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests marked ``gpu`` out where there is none, and keep those of a file together.
+    """Begin with files that take long, so that no worker is left alone with one at the end.
 
-    What a file's tests share is then made once, by one worker, and not by each.
+    And leave tests marked ``gpu`` out where there is none.
     """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    long = {
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or item.get_closest_marker("browser")
+    }
+    items.sort(key=lambda item: item.path not in long)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not a keyword: a folder of that name is one

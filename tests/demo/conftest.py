@@ -31,14 +31,6 @@ ARTEFACTS = Path(os.environ.get("VLMOE_ARTEFACTS", ROOT / "build" / "demo"))
 """Where screenshots go; CI keeps the folder build/."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """One worker for all of it: there is one adapter to train and one demo to start."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents and {"demo", "endless"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group("demo"))
-
-
 @pytest.fixture(scope="session")
 def shapes_directory(tmp_path_factory) -> Path:
     """A few questions about rendered scenes, prepared."""

@@ -33,14 +33,6 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """One worker for what needs ``forks``: to start them, and the runs to compare with, is long."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents and "forks" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("forks"))
-
-
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory) -> Path:
     return save_small_llava(tmp_path_factory.mktemp("model") / "small")

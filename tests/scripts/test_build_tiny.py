@@ -56,7 +56,6 @@ def as_before():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("build_tiny")  # of one worker: it is built twice, not three times
 def test_same_command_same_bytes(built, as_before, tmp_path):
     """Once in a process of its own, whose sets have another order, and once in this one."""
     script("build_tiny").main(flags(tmp_path / "again"))
@@ -66,7 +65,6 @@ def test_same_command_same_bytes(built, as_before, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("build_tiny")
 def test_shipped_files_are_those_the_script_makes(built):
     shipped = Path(load.__file__).parent / "tiny"
     for name in ("tokenizer.json", "processor_config.json", "config.json"):

@@ -105,7 +105,8 @@ def test_what_cannot_be_loaded_ends_it(capsys):
 
 
 WITHOUT_GRADIO = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.modules["gradio"] = None
 from vlmoe.commands import main
 main()
@@ -130,7 +131,10 @@ def test_it_needs_no_gradio_and_ends_when_it_is_interrupted(tmp_path):
         assert lines[-1] == "Ready: tiny on CPU, float32; models: base\n"
         begun = time.monotonic()
         process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=60)[0]
+        try:
+            rest = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert time.monotonic() - begun < 15

@@ -5,11 +5,11 @@ python -m vlmoe.vllm runs/visual7w-grsgd
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 
 from vlmoe.errors import run_command
+from vlmoe.files import to_json
 from vlmoe.flags import Parser
 from vlmoe.vllm.adapter import options
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="the base (default: the one that the adapter names)")
     args = parser.parse_args(argv)
     found = options(args.adapter, args.model)
-    words = ["vllm", "serve", found["model"], "--hf-overrides", json.dumps(found["hf_overrides"])]
+    words = ["vllm", "serve", found["model"], "--hf-overrides", to_json(found["hf_overrides"])]
     print(shlex.join(words))
 
 
