@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
 from tests.study.fabricated import finished, study
@@ -46,7 +49,7 @@ def test_a_run_that_another_process_has_is_left_to_it(tmp_path, monkeypatch):
         trained.append(cell)
         finished(tmp_path, cell, 0.5)
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
+    monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
     run(made, tmp_path, train, report=lambda text: None)
     assert theirs not in trained
     assert len(waits) == 1

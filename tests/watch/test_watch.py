@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -213,7 +215,7 @@ def test_the_command_ends_with_the_runs(run, tmp_path, capsys, monkeypatch):
     watch = command("watch")
     monkeypatch.setattr(watch, "look", seen)
     pauses: list[float] = []
-    monkeypatch.setattr(watch.time, "sleep", pauses.append)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(**{**vars(time), "sleep": pauses.append}))
     watch.main([str(run), "--html", str(tmp_path / "page.html"), "--every", "3"])
     assert pauses == [3.0, 3.0]
     assert "refresh" not in (tmp_path / "page.html").read_text()
