@@ -5,6 +5,7 @@ In an environment with vLLM alone: ``scripts/check_vllm.sh`` makes one.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -134,6 +135,22 @@ def test_text_as_ours(llama, adapters, tmp_path, eager):
             [step[token].logprob for step, token in zip(out.outputs[0].logprobs, said, strict=True)]
         )
         assert (logs - there).abs().max() < 1e-4
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a core for each of two ranks")
+@pytest.mark.parametrize("kind", ["goat", "some"])
+def test_two_ranks(adapters, kind, monkeypatch):
+    """Tensor parallelism in two processes, each with its part of every layer."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    base = load_base("tiny")
+    collator = Collator.of(base.reader)
+    letters = list(collator.letter_ids[:4])
+    examples = questions(20)
+    llm = served(adapters[kind], tensor_parallel_size=2, gpu_memory_utilization=0.15)
+    there = one_token(shown(collator, examples), llm, letters)
+    del llm
+    model = load_adapter(base.model, adapters[kind]).eval()
+    assert (there - ours(Predictor(model, collator), examples, letters)).abs().max() < 1e-4
 
 
 def test_what_begins_alike_is_kept(adapters):
