@@ -24,11 +24,12 @@ from typing import Any
 
 from PIL import Image
 
-from vlmoe.benchmark.served import EVALUATED, Asked, evaluated, load, questions, table
+from vlmoe.benchmark.served import EVALUATED, Asked, evaluated, questions, table
 from vlmoe.data.example import Example
 from vlmoe.errors import UserError, run_command
 from vlmoe.flags import Parser
 from vlmoe.train.record.finished import BASE, NONE
+from vlmoe.train.record.loaded import load
 
 LONGEST = 32  # tokens of an answer
 
@@ -51,10 +52,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     examples = questions(args.dataset, args.split, args.limit)
-    loaded = load(None if args.adapter == NONE else args.adapter, args.model, args.device)
-    ways = {way: evaluated(loaded, examples, size, way) for way, size in EVALUATED.items()}
+    adapter = None if args.adapter == NONE else args.adapter
+    loaded = load(adapter, args.model, device=args.device)
+    collator = loaded.collator()
+    ways = {
+        way: evaluated(loaded.model, collator, examples, size, way)
+        for way, size in EVALUATED.items()
+    }
     with serving(args) as url:
-        bodies = [body(example, loaded.collator.style) for example in examples]
+        bodies = [body(example, collator.style) for example in examples]
         for clients in sorted({1, args.clients}):
             ways[f"serve, {clients} at once"] = asked(url, args, bodies, clients)
     print(table(examples, ways))

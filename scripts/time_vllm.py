@@ -21,11 +21,13 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from vlmoe.benchmark.served import EVALUATED, Asked, Loaded, evaluated, load, questions, table
+from vlmoe.benchmark.served import EVALUATED, Asked, evaluated, questions, table
 from vlmoe.data.example import LETTERS, Example
 from vlmoe.data.mix import Mixture
 from vlmoe.errors import UserError, run_command
 from vlmoe.flags import Parser
+from vlmoe.tasks.collator import Collator
+from vlmoe.train.record.loaded import load
 from vlmoe.vllm.adapter import options
 from vlmoe.vllm.places import renamed
 
@@ -55,30 +57,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     examples = questions(args.dataset, args.split, args.limit)
-    loaded = load(args.adapter, args.model, "auto")
-    ways = {way: evaluated(loaded, examples, size, way) for way, size in EVALUATED.items()}
-    asked = prompts(loaded, examples)
+    loaded = load(args.adapter, args.model)
+    collator = loaded.collator()
+    ways = {
+        way: evaluated(loaded.model, collator, examples, size, way)
+        for way, size in EVALUATED.items()
+    }
+    asked = prompts(collator, examples)
     served = options(args.adapter, args.model)
     ways["vLLM, the mixture"] = answered(args, asked, served)
     same_as = {}
     if args.export:
-        ways["PEFT, the export"], ways["vLLM, the export"] = exported(args, examples, asked, served)
+        ways["PEFT, the export"], ways["vLLM, the export"] = exported(
+            args, collator, examples, asked, served
+        )
         same_as["vLLM, the export"] = "PEFT, the export"
     print(table(examples, ways, same_as))
 
 
-def prompts(loaded: Loaded, examples: Mixture) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+def prompts(collator: Collator, examples: Mixture) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
     """Of each question what vLLM is asked, and the tokens of its letters."""
-    place = loaded.collator.reader.image_token
+    place = collator.reader.image_token
     found = []
     for example in examples:
-        ids = loaded.collator.prompt_ids(example, sizes(example))
+        ids = collator.prompt_ids(example, sizes(example))
         # A picture's place is one token there.
         short = [one for at, one in enumerate(ids) if one != place or ids[at - 1] != place]
-        prompt: dict[str, Any] = {"prompt_token_ids": [*short, *loaded.collator.answer.lead]}
+        prompt: dict[str, Any] = {"prompt_token_ids": [*short, *collator.answer.lead]}
         if example.images:
             prompt["multi_modal_data"] = {"image": [*example.images]}
-        found.append((prompt, loaded.collator.letter_ids[: len(example.choices)]))
+        found.append((prompt, collator.letter_ids[: len(example.choices)]))
     return found
 
 
@@ -128,7 +136,11 @@ def answered(
 
 
 def exported(
-    args: argparse.Namespace, examples: Mixture, asked: Any, served: dict[str, Any]
+    args: argparse.Namespace,
+    collator: Collator,
+    examples: Mixture,
+    asked: Any,
+    served: dict[str, Any],
 ) -> tuple[Asked, Asked]:
     """The same by the plain LoRA: by PEFT alone, and by a vLLM that knows nothing of mixtures."""
     from peft import PeftModel
@@ -137,11 +149,9 @@ def exported(
     folder = Path(args.adapter) / "export"
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no export: vlmoe export --adapter {args.adapter}")
-    base = load(None, served["model"], "auto")
-    loaded = load(args.adapter, args.model, "auto")  # asks as in training
-    model = PeftModel.from_pretrained(base.model, folder).eval()
-    way = "PEFT, the export"
-    by_peft = evaluated(Loaded(base.name, model, loaded.collator), examples, 16, way)
+    base: Any = load(None, served["model"]).model
+    model = PeftModel.from_pretrained(base, folder).eval()
+    by_peft = evaluated(model, collator, examples, 16, "PEFT, the export")
     with tempfile.TemporaryDirectory() as place:
         stock = {"model": as_vllm_reads(served["model"], Path(place)), "enable_lora": True,
                  "max_lora_rank": LARGEST_RANK}  # fmt: skip

@@ -18,17 +18,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlmoe.adapter.load import find_adapter, load_adapter, read_base_name
 from vlmoe.data.dataset import is_prepared, read_manifest
 from vlmoe.data.image import ImageError, load_rgb
 from vlmoe.data_prep import jsonl
 from vlmoe.errors import UserError
 from vlmoe.files import to_json
-from vlmoe.models.load import load_base, resolve_device
 from vlmoe.tasks.metrics import METRICS
 from vlmoe.tasks.predict import Predictor
 from vlmoe.train.record.directory import RunDirectory
-from vlmoe.train.record.finished import collator_of, settings_of
+from vlmoe.train.record.loaded import load
 from vlmoe.train.run import finetune
 from vlmoe.train.settings.command_line import build_new
 
@@ -129,15 +127,8 @@ def load_predictor(
     Raises:
         UserError: the adapter or the base is missing, broken, or does not fit.
     """
-    folder = find_adapter(adapter)
-    settings = settings_of(folder)
-    base = load_base(
-        model or read_base_name(folder),
-        dtype=dtype,
-        quantize=settings.get("quantize", "none") if quantize is None else quantize,
-        device=resolve_device(device),
-    )
-    return Predictor(load_adapter(base.model, folder), collator_of(base.reader, settings))
+    found = load(adapter, model, dtype=dtype, quantize=quantize, device=device)
+    return Predictor(found.model, found.collator())
 
 
 def _prepare(data: Records | Mapping[str, Records], folder: Path) -> None:

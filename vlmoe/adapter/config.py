@@ -9,6 +9,7 @@ from types import UnionType
 
 from peft import PeftConfig, TaskType
 
+from vlmoe.adapter.goat import goat_scale
 from vlmoe.choices import ATTENTION, GATE_RESCALES, INITS, TARGETS
 from vlmoe.errors import UserError
 
@@ -101,6 +102,11 @@ class MoELoraConfig(PeftConfig):
     bias: str = "none"
     """Which biases of the base are trained and saved too: ``none``, ``all``, or ``lora_only``,
     those of the adapted layers."""
+
+    def scaling(self, in_features: int) -> float:
+        """What the sum over experts of a layer of that width is multiplied by."""
+        goat = self.init == "goat"
+        return goat_scale(in_features, self.r) if goat else self.lora_alpha / self.r
 
     def __post_init__(self) -> None:
         faults: list[str] = []

@@ -11,7 +11,7 @@ from peft.utils.integrations import dequantize_bnb_weight, get_bnb_param_type
 from torch import Tensor, nn
 
 from vlmoe.adapter.config import MoELoraConfig
-from vlmoe.adapter.goat import goat_factors, goat_residual, goat_scale
+from vlmoe.adapter.goat import goat_factors, goat_residual
 from vlmoe.adapter.host import kept_on_host
 from vlmoe.adapter.initialize import new_factors
 from vlmoe.adapter.mixture import FactorPair, Options, enter, leave
@@ -152,7 +152,7 @@ class MoELoraLayer(nn.Module, BaseTunerLayer):
                 starts[adapter_name] = Held(tensor.clone(), requires_grad=False)
             elif adapter_name in starts:
                 del starts[adapter_name]
-        scaling = goat_scale(self.in_features, config.r) if goat else config.lora_alpha / config.r
+        scaling = config.scaling(self.in_features)
         self.settings[adapter_name] = AdapterSettings(config.top_k, scaling, config.gate_rescale)
         # A module, which is not called: tools look for such to switch dropout off (TRL does).
         dropout = nn.Dropout(config.lora_dropout).train(self.training)

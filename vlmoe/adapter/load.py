@@ -30,7 +30,7 @@ from vlmoe.hub import SETTINGS, why_not_hub
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _FLOATING = re.compile(r"B?F\d+")  # as safetensors names dtypes: F32, BF16, F8_E4M3
-_PREFIX = "base_model.model."  # PEFT puts it before every key it saves
+PREFIX = "base_model.model."  # PEFT puts it before every key it saves
 
 
 def load_adapter(
@@ -221,10 +221,10 @@ def _expected_shapes(
         E = experts[path]
         A, B = (E, config.r, layer.in_features), (E, config.r, layer.out_features)
         for kind, shape in zip(kinds, (A, B, (E, layer.in_features), A, B), strict=False):
-            shapes[f"{_PREFIX}{path}.{kind}.{WEIGHT}"] = shape
+            shapes[f"{PREFIX}{path}.{kind}.{WEIGHT}"] = shape
     for path, module in modules_to_save(model, config.modules_to_save or ()).items():
         for name, tensor in module.state_dict().items():
-            shapes[f"{_PREFIX}{path}.{name}"] = tuple(tensor.shape)
+            shapes[f"{PREFIX}{path}.{name}"] = tuple(tensor.shape)
     return shapes
 
 
@@ -269,7 +269,7 @@ def check_numbers(folder: Path) -> None:
     read_shapes(folder)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         check_finite(
-            ((key.removeprefix(_PREFIX), file.get_tensor(key)) for key in file.keys()),  # noqa: SIM118
+            ((key.removeprefix(PREFIX), file.get_tensor(key)) for key in file.keys()),  # noqa: SIM118
             f"the adapter {folder}",
             "its training diverged, or the file is damaged: take an earlier checkpoint, or train "
             "again with a lower --lr",
@@ -280,7 +280,7 @@ def _list_names(what: str, names: list[str], shown: int = 6) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return [f"{what} {'; '.join(name.removeprefix(_PREFIX) for name in names[:shown])}{more}"]
+    return [f"{what} {'; '.join(name.removeprefix(PREFIX) for name in names[:shown])}{more}"]
 
 
 def _check_loaded(model: PeftModel, folder: Path, adapter_name: str, *, embeddings: bool) -> None:
@@ -298,10 +298,10 @@ def _check_loaded(model: PeftModel, folder: Path, adapter_name: str, *, embeddin
                     wrong.append(key)
                 continue
             saved = tensors.get_tensor(unread.pop(key)).to(value.device, value.dtype)
-            loaded.append((key.removeprefix(_PREFIX), saved))
+            loaded.append((key.removeprefix(PREFIX), saved))
             if not torch.equal(saved, value):
                 wrong.append(key)
     if wrong or unread:
-        names = [key.removeprefix(_PREFIX) for key in [*wrong, *sorted(unread)]]
+        names = [key.removeprefix(PREFIX) for key in [*wrong, *sorted(unread)]]
         raise RuntimeError(f"loading {folder} left tensors unlike the file's: {', '.join(names)}")
     check_finite(loaded, f"the adapter {folder} in this dtype", "its numbers are too large for it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -26,15 +25,6 @@ class Asked(NamedTuple):
     seconds: float
 
 
-class Loaded(NamedTuple):
-    """A model in this process."""
-
-    name: str
-    """Of its base."""
-    model: nn.Module
-    collator: Collator
-
-
 def questions(dataset: str, split: str, limit: int) -> Mixture:
     """Questions with lettered options. Raises ``UserError`` if the dataset has none."""
     folders = locate_all(dataset)
@@ -43,26 +33,15 @@ def questions(dataset: str, split: str, limit: int) -> Mixture:
     return draw(load_mixture(folders, split), limit, 0)
 
 
-def load(adapter: str | None, model: str | None, device: str) -> Loaded:
-    """A base with an adapter, or without; see ``vlmoe evaluate``."""
-    from vlmoe.adapter.load import find_adapter, load_adapter
-    from vlmoe.models.load import load_base, resolve_device
-    from vlmoe.train.record.finished import collator_of, common_base, settings_of
-
-    folder: Path | None = None if adapter is None else find_adapter(adapter)
-    name = model or common_base({str(adapter): folder} if folder else {})
-    base = load_base(name, device=resolve_device(device))
-    collator = collator_of(base.reader, settings_of(folder) if folder else {})
-    return Loaded(name, load_adapter(base.model, folder) if folder else base.model, collator)
-
-
-def evaluated(loaded: Loaded, examples: Mixture, batch_size: int, way: str) -> Asked:
+def evaluated(
+    model: nn.Module, collator: Collator, examples: Mixture, batch_size: int, way: str
+) -> Asked:
     """What ``vlmoe evaluate`` chooses, read off the letters; loading does not count."""
     from vlmoe.tasks.predict import Predictor
     from vlmoe.tasks.score import check_sound, score
 
     begun = time.perf_counter()
-    predictor = Predictor(loaded.model, loaded.collator)
+    predictor = Predictor(model, collator)
     scored = score(predictor, examples, batch_size=batch_size, description=way)
     seconds = time.perf_counter() - begun
     check_sound(scored)

@@ -5,26 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from PIL import Image
-from torch import nn
 
-from vlmoe.adapter.load import find_adapter, load_adapter, read_base_name
-from vlmoe.choices import DEFAULT_MODEL
 from vlmoe.data.example import UNLABELLED, Example, conversation_fault
 from vlmoe.data.image import load_rgb
 from vlmoe.data.lazy import Lazy
 from vlmoe.data.turn import PICTURE, Turn
 from vlmoe.errors import UserError
-from vlmoe.models.family import Reader
-from vlmoe.models.load import Base, load_base, resolve_device
 from vlmoe.tasks.conversation import ConversationCollator, conversing
 from vlmoe.tasks.free.likelihood import ContinuationPredictor
 from vlmoe.tasks.predict import Predictor
 from vlmoe.tasks.readings import GeneratePredictor
 from vlmoe.tasks.score import Scored, check_sound, score
-from vlmoe.train.record.finished import NONE, collator_of, settings_of
+from vlmoe.train.record.finished import NONE
+from vlmoe.train.record.loaded import load
 
 ROOM = 0.5  # of what a model takes at once, an answer may have at most
 
@@ -72,8 +67,9 @@ class Asker:
     ):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        self.model, reader, settings = load(adapter, model, dtype, quantize, device)
-        plain = collator_of(reader, settings)
+        given = None if adapter == NONE else adapter
+        loaded = load(given, model, dtype=dtype, quantize=quantize, device=device)
+        self.model, plain = loaded.model, loaded.collator()
         self.style = plain.style
         self.collator: ConversationCollator = conversing(plain, "last", "leave-out")
         self.batch_size = batch_size
@@ -117,24 +113,6 @@ class Asker:
                 stacklevel=3,
             )
         return found
-
-
-def load(
-    adapter: str, model: str | None, dtype: str, quantize: str | None, device: str
-) -> tuple[nn.Module, Reader, dict[str, Any]]:
-    """A model to be asked, its reader, and the settings of its run; see ``Asker``."""
-    if adapter == NONE:
-        base = _base(model or DEFAULT_MODEL, dtype, quantize or "none", device)
-        return base.model.eval(), base.reader, {}
-    folder = find_adapter(adapter)
-    settings = settings_of(folder)
-    kept = settings.get("quantize", "none") if quantize is None else quantize
-    base = _base(model or read_base_name(folder), dtype, kept, device)
-    return load_adapter(base.model, folder).eval(), base.reader, settings
-
-
-def _base(name: str, dtype: str, quantize: str, device: str) -> Base:
-    return load_base(name, dtype=dtype, quantize=quantize, device=resolve_device(device))
 
 
 @dataclass(frozen=True)

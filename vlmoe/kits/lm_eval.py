@@ -13,9 +13,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from vlmoe.errors import UserError
-from vlmoe.kits.asker import load
 from vlmoe.kits.settings import device_of
 from vlmoe.models.chat import PINNED
+from vlmoe.train.record.finished import NONE
+from vlmoe.train.record.loaded import load
 
 OWN = ("pretrained", "peft", "tokenizer", "delta", "parallelize", "tp_plan", "gguf_file")
 
@@ -45,12 +46,14 @@ class Vlmoe(HFLM):
     ):
         if wrong := [name for name in OWN if name in given]:
             raise UserError(f"{', '.join(wrong)}: say adapter=... and, if need be, model=...")
-        found, reader, _ = load(str(adapter), model, dtype, quantize, device_of(device))
+        given_adapter = None if adapter == NONE else str(adapter)
+        where = device_of(device)
+        found = load(given_adapter, model, dtype=dtype, quantize=quantize, device=where)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("each process would ask all questions: start one")
         # As in training: no thinking before an answer, the same prompt every day.
         given["chat_template_args"] = PINNED | (given.get("chat_template_args") or {})
-        super().__init__(pretrained=found, tokenizer=reader.tokenizer, **given)
+        super().__init__(pretrained=found.model.eval(), tokenizer=found.reader.tokenizer, **given)
 
 
 if __name__ == "__main__":

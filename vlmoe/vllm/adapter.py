@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlmoe.adapter.config import MoELoraConfig
-from vlmoe.adapter.goat import goat_scale
 from vlmoe.adapter.load import (
+    CONFIG_FILE,
+    PREFIX,
     WEIGHTS_FILE,
     check_numbers,
     find_adapter,
@@ -23,8 +24,6 @@ from vlmoe.adapter.names import FACTORS, GATE, STARTS, WEIGHT, renamed_file
 from vlmoe.errors import UserError
 from vlmoe.models.load import source_of
 from vlmoe.vllm import ARCHITECTURES
-
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,12 @@ def _mixture(site: str, found: dict[str, Tensor], config: MoELoraConfig, folder:
             f"router {tuple(gate.shape)}"
         )
     start = (found[STARTS[0]], found[STARTS[1]]) if goat else None
-    scaling = goat_scale(A.shape[-1], config.r) if goat else config.lora_alpha / config.r
-    return Mixture(A, B, gate, start, scaling)
+    return Mixture(A, B, gate, start, config.scaling(A.shape[-1]))
 
 
 def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in ("adapter_config.json", WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]

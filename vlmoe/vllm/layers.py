@@ -21,6 +21,7 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
+from vlmoe.adapter.weigh import top_k_softmax
 from vlmoe.vllm.adapter import Mixture
 
 
@@ -109,10 +110,10 @@ class Mixtures(nn.Module):
         for number, (part, of_part, hidden) in enumerate(
             zip(self.parts, logits.split(self.experts, -1), entered, strict=True)
         ):
-            chosen, at = of_part.topk(self.top_k[number], dim=-1, sorted=False)
-            kept = torch.full_like(of_part, float("-inf")).scatter(-1, at, chosen)
-            gates = (self.scalings[number] * kept.softmax(-1)).to(hidden.dtype)
-            weighed = hidden.unflatten(-1, (self.experts[number], -1)) * gates.unsqueeze(-1)
+            gates = self.scalings[number] * top_k_softmax(of_part, self.top_k[number])
+            weighed = hidden.unflatten(-1, (self.experts[number], -1)) * gates.to(
+                hidden.dtype
+            ).unsqueeze(-1)
             added = weighed.flatten(-2) @ getattr(self, f"B{number}")
             if part.offset > end:
                 pieces.append(y[..., end : part.offset])

@@ -23,7 +23,7 @@ from vlmoe.adapter.goat import goat_residual
 from vlmoe.adapter.load import check_fits
 from vlmoe.adapter.towers import unread_layers
 from vlmoe.errors import UserError
-from vlmoe.vllm.adapter import Adapter, read
+from vlmoe.vllm.adapter import Adapter, named, read
 from vlmoe.vllm.layers import put
 from vlmoe.vllm.pictures import ProcessingInfo
 from vlmoe.vllm.places import place_of, renamed
@@ -38,13 +38,7 @@ class _WithAdapter(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         config = vllm_config.model_config.hf_config
-        path = getattr(config, "vlmoe_adapter", None)
-        if not isinstance(path, str):
-            raise UserError(
-                'say which adapter: --hf-overrides \'{"architectures": ["..."], "vlmoe_adapter": '
-                '"RUN"}\'; python -m vlmoe.vllm RUN prints all of it'
-            )
-        adapter = read(path)
+        adapter = read(named(config))
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise UserError("mixtures are not cut by pipeline parallelism: take tensor parallelism")
         if adapter.config.init == "goat" and vllm_config.quant_config is not None:
