@@ -11,6 +11,7 @@ from PIL import Image
 from tests.demo.conftest import runs, shapes_directory  # noqa: F401
 from vlmoe.adapter import load_adapter
 from vlmoe.data.dataset import load_split
+from vlmoe.data.turn import Turn
 from vlmoe.errors import UserError
 from vlmoe.kits.asker import Asker, Request
 from vlmoe.kits.documents import answer, asked, completed, letters, pictures, place
@@ -66,6 +67,22 @@ def test_likelihoods_are_those_of_the_tokens(asker, shapes_directory):  # noqa: 
     for (value, greedy), id in zip(found, ids, strict=False):
         assert value == pytest.approx(float(logs[id]), abs=1e-4)
         assert greedy == (int(logs.argmax()) == id)
+
+
+def test_a_likelihood_is_without_the_end(asker):
+    """Of an answer that the model would not end there."""
+    collator, text, answer = asker.collator, "What is two and two?", "A large red"
+    prompt = collator.reader.render([Turn(text)])
+    whole = collator.reader.render([Turn(text)], answer=answer)
+    said = whole[len(prompt) : -1]
+    with torch.inference_mode():
+        logits = asker.model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    logs = logits[torch.arange(len(prompt) - 1, len(whole) - 1), whole[len(prompt) :]]
+    assert whole[-1] in collator.reader.ends
+    assert logs[-1] < -0.1  # the end would be seen in the sum
+    ((value, greedy),) = asker.likelihoods([Request(text, answer=answer)])
+    assert value == pytest.approx(float(logs[: len(said)].sum()), abs=1e-4)
+    assert not greedy
 
 
 def test_text_alone_and_two_pictures(asker):
