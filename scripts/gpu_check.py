@@ -170,8 +170,9 @@ def profile(size: str) -> Callable[[Place], str]:
         kernels: list[str] = []
         for name, work in works.items():
             found = profiled(work, device)
+            waits = ", ".join(f"{count} {call}" for call, count in found.waits.items() if count)
             lines.append(
-                f"| `{name}` | {1e3 * found.busy:.1f} | {found.launches} | {found.waits} |"
+                f"| `{name}` | {1e3 * found.busy:.1f} | {found.launches} | {waits or 'none'} |"
             )
             if name == "sqrt":
                 kernels = [

@@ -143,8 +143,58 @@ def adamw_step(
     return weight - lr * weight_decay * weight - lr * m / (v.sqrt() + eps)
 
 
-UPDATES = {"sgd": sgd_step, "adamw": adamw_step}
-"""Of each family."""
+def muon_directions(factors, moments, damping, damping_mode, spectrum, metric):
+    """The steps, at lr 1, of one side of one layer: H^-1/2 msign(H^-1/2 M), by SVD.
+
+    Args:
+        factors: of each expert the other factor, such that H_i = F F^T + delta I; all (r, ...).
+        moments: of each expert its momentum (r, w).
+        spectrum: "mixture": the experts' H^-1/2 M are one matrix; "expert": each is one.
+        metric: whether there is an H.
+    """
+    roots = []
+    for F, M in zip(factors, moments, strict=True):
+        eye = torch.eye(len(M), dtype=M.dtype)
+        gram = F @ F.T
+        scale = gram.trace() / len(gram) if damping_mode == "trace" else 1
+        values, vectors = torch.linalg.eigh(gram + damping * scale * eye)
+        roots.append(vectors @ torch.diag(values**-0.5) @ vectors.T if metric else eye)
+    turned = [root @ M for root, M in zip(roots, moments, strict=True)]
+    signs = [torch.zeros_like(M) for M in turned]
+    parts = (
+        [list(range(len(turned)))] if spectrum == "mixture" else [[i] for i in range(len(turned))]
+    )
+    for part in parts:
+        U, S, Vt = torch.linalg.svd(torch.cat([turned[i] for i in part]), full_matrices=False)
+        # A direction below a thousandth of the Frobenius norm keeps its length.
+        lengths = S / (S**2 + 1e-6 * (S**2).sum()).sqrt() if S[0] > 0 else S
+        for i, sign in zip(part, (U @ torch.diag(lengths) @ Vt).split(len(turned[0])), strict=True):
+            signs[i] = sign
+    return [root @ sign for root, sign in zip(roots, signs, strict=True)]
+
+
+def muon_layer(
+    A, B, dA, dB, state, lr, metric, momentum=0.9, spectrum=None, weight_decay=0.0,
+    damping=1e-6, damping_mode="absolute",
+):  # fmt: skip
+    """M <- mu M + (1 - mu) dW; W <- W - lr weight_decay W - lr step, for both sides of a layer.
+
+    Args:
+        A, B, dA, dB: (E, r, in) and (E, r, out), as they are stored.
+        metric: whether in the preconditioner's.
+    """
+    spectrum = spectrum or ("expert" if metric else "mixture")
+    new = []
+    for side, W, other, grad in (("A", A, B, dA), ("B", B, A, dB)):
+        M = momentum * state.get(side, torch.zeros_like(grad)) + (1 - momentum) * grad
+        state[side] = M
+        steps = muon_directions(list(other), list(M), damping, damping_mode, spectrum, metric)
+        new.append(W - lr * weight_decay * W - lr * torch.stack(steps))
+    return tuple(new)
+
+
+UPDATES = {"sgd": sgd_step, "adamw": adamw_step, "muon": adamw_step}
+"""Of each family, of one parameter that is no factor; and of factors, but for muon."""
 
 
 def optimizer_step(
@@ -167,7 +217,17 @@ def optimizer_step(
         for prefix in ("", "r", "g", "gr")
     }[name]
     new_pairs = []
+    of_factors = {}
+    if name.endswith("muon"):
+        own = ("momentum", "spectrum", "weight_decay")
+        of_factors = {key: value for key, value in options.items() if key in own}
+        of_factors |= {"damping": damping, "damping_mode": damping_mode, "metric": riemannian}
+        options = {k: v for k, v in options.items() if k not in ("momentum", "spectrum")}
     for layer, (stored_A, stored_B) in enumerate(pairs):
+        if of_factors:
+            tensors = (stored_A.detach(), stored_B.detach(), stored_A.grad, stored_B.grad)
+            new_pairs.append(muon_layer(*tensors, states.setdefault(layer, {}), lr, **of_factors))
+            continue
         new_A, new_B = stored_A.detach().clone(), stored_B.detach().clone()
         for expert in range(stored_A.shape[0]):
             A, B = stored_A[expert].detach(), stored_B[expert].detach().T

@@ -21,6 +21,7 @@ FIND = "find"  # a learning rate
 TRAIN_ON = ("all", "last")  # answers of a conversation
 TOO_LONG = ("leave-out", "cut", "refuse")  # what becomes of questions too long for the model
 AUTO = "auto"  # of what memory allows
+SPECTRA = ("mixture", "expert")  # what is one matrix to a spectral update
 GATE_RESCALES = ("none", "sqrt", "exact")
 INITS = ("kaiming", "goat")
 FITS = ("least-squares", "mean-gates")  # how a mixture becomes a plain LoRA

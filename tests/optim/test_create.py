@@ -36,9 +36,10 @@ def test_it_finds_what_trains(name):
         warnings.simplefilter("error")
         optimizer = create_optimizer(torch.compile(model), name, lr=0.1, gate_lr=0.2)
     experts, routers = optimizer.param_groups
+    recipe = OPTIMIZERS[name]
     assert ids(experts["params"]) == ids(f for pair in factor_pairs(model) for f in pair)
     assert ids(routers["params"]) == ids(gates(model))
-    assert experts.get("paired", False) == OPTIMIZERS[name].riemannian
+    assert experts.get("paired", False) == (recipe.riemannian or recipe.family.takes_pairs)
     assert (experts["name"], experts["lr"], routers["name"], routers["lr"]) == (
         "experts", 0.1, "gates", 0.2,
     )  # fmt: skip

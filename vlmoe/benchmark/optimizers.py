@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from peft.optimizers import create_riemannian_optimizer
 from torch import Tensor, nn
 
 from vlmoe.benchmark.measure import Work
+from vlmoe.optim import build_optimizer
 from vlmoe.optim.families import UPDATE_RULES, load
 
 DAMPING = 1e-2  # PEFT's default
@@ -36,15 +37,17 @@ def optimizer_works(family: str, pairs: Sequence[Pair]) -> dict[str, Work]:
     """The step of ``torch.optim`` (foreach), of this package and of PEFT's wrapper around torch's.
 
     The first two update the same tensors. PEFT's takes one LoRA at a time, so it gets a copy of
-    every expert's pair as a LoRA of its own. Of a family that torch does not have, ours is alone.
+    every expert's pair as a LoRA of its own. Of a family that torch does not have, ours are alone:
+    with the preconditioner and, where it has an update of its own for factors, without.
 
     Args:
         family: a name in ``UPDATE_RULES``.
         pairs: from ``random_pairs``.
     """
     found = UPDATE_RULES[family]
-    ours = load(found.optimizer)([{"pairs": list(pairs)}], lr=LR, damping=DAMPING)
-    steps = {f"r{family}": ours.step}
+    names = [f"r{family}", *([family] if found.takes_pairs else [])]
+    ours = {name: build_optimizer(name, pairs, [], lr=LR, damping=DAMPING).step for name in names}
+    steps: dict[str, Callable[[], Any]] = dict(ours)
     if found.torch_optimizer:
         torchs = load(found.torch_optimizer)
         flat = [factor for pair in pairs for factor in pair]

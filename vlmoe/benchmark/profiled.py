@@ -30,8 +30,8 @@ class Profile(NamedTuple):
     """Seconds that the device computed; on the CPU, that operations took."""
     launches: int
     """Kernels that the host started; on the CPU, operations."""
-    waits: int
-    """Times that the host waited for the device, or read a number of it."""
+    waits: dict[str, int]
+    """Times that the host waited for the device, or read a number, by what it called."""
     kernels: list[Kernel]
     """The most expensive ones first."""
 
@@ -63,7 +63,7 @@ def profiled(work: Work, device: torch.device, most: int = 10) -> Profile:
             if row.device_type == torch.autograd.DeviceType.CUDA
         ]
         launches = sum(row.count for row in rows if row.key in LAUNCHES)
-        own = 1  # the one that ends the measurement
+        own = {"cudaDeviceSynchronize": 1}  # the one that ends the measurement
     else:
         kernels = [
             Kernel(row.key, row.self_cpu_time_total / 1e6, row.count)
@@ -71,7 +71,7 @@ def profiled(work: Work, device: torch.device, most: int = 10) -> Profile:
             if row.key.startswith("aten::")
         ]
         launches = sum(kernel.calls for kernel in kernels)
-        own = 0
-    waits = sum(row.count for row in rows if row.key in WAITS) - own
+        own = {}
+    waits = {row.key: row.count - own.get(row.key, 0) for row in rows if row.key in WAITS}
     kernels.sort(key=lambda kernel: -kernel.seconds)
-    return Profile(sum(k.seconds for k in kernels), launches, max(0, waits), kernels[:most])
+    return Profile(sum(k.seconds for k in kernels), launches, waits, kernels[:most])

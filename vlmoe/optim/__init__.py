@@ -10,6 +10,7 @@ from vlmoe.optim.families import OPTIMIZERS, UPDATE_RULES, Recipe, UpdateRule
 
 if TYPE_CHECKING:
     from vlmoe.optim.create import create_optimizer
+    from vlmoe.optim.muon import RiemannianMuon
     from vlmoe.optim.precondition import FactorisationError
     from vlmoe.optim.recipe import build_optimizer, clip_gates, linear_schedule
     from vlmoe.optim.riemannian import RiemannianAdamW, RiemannianSGD
@@ -20,6 +21,7 @@ __all__ = [
     "FactorisationError",
     "Recipe",
     "RiemannianAdamW",
+    "RiemannianMuon",
     "RiemannianSGD",
     "UpdateRule",
     "build_optimizer",
@@ -31,6 +33,7 @@ __all__ = [
 _AT = {
     "FactorisationError": "precondition",
     "RiemannianAdamW": "riemannian",
+    "RiemannianMuon": "muon",
     "RiemannianSGD": "riemannian",
     "build_optimizer": "recipe",
     "clip_gates": "recipe",

@@ -45,12 +45,17 @@ class UpdateRule:
         lr: default learning rate of the experts, per optimizer step (the paper's, for 7B).
         search: lowest and highest rate that ``--lr find`` tries; it ends long before the highest,
             once the loss is too high.
-        moments: copies of each trained parameter, in float32, that the update keeps; of options.
+        moments: copies of each factor, in float32, that the update keeps; of options.
+        plain: the family whose update whatever is no factor gets; None: the same.
         scale_free: whether a step is as long when all gradients are multiplied by a number.
         takes: options of ``build_optimizer`` that the update has; name -> what it means there,
             for ``--help`` ("" if it has no flag).
         torch_lacks: of these, what torch's class does not have; name -> the value at which it can
             stand in nevertheless.
+        defaults: of these, what is not ``build_optimizer``'s own default; of a metric, a value of
+            ``METRICS``.
+        takes_pairs: whether the update does with the factors something else than with other
+            parameters, so that it has to be told which they are, preconditioned or not.
     """
 
     name: str
@@ -62,9 +67,16 @@ class UpdateRule:
     scale_free: bool
     takes: Mapping[str, str]
     torch_lacks: Options = field(default_factory=dict)
+    defaults: Callable[[str], Options] = lambda metric: {}
+    plain: str | None = None
+    takes_pairs: bool = False
+
+    def others_moments(self, options: Options) -> int:
+        """``moments`` of what is no factor."""
+        return (UPDATE_RULES[self.plain] if self.plain else self).moments(options)
 
     def build(
-        self, groups: Sequence[dict[str, Any]], lr: float, options: Options, *, paired: bool
+        self, groups: Sequence[dict[str, Any]], lr: float, options: Options, *, metric: str
     ) -> Optimizer:
         """The optimizer of param groups.
 
@@ -72,14 +84,17 @@ class UpdateRule:
             groups: ``RiemannianOptimizer`` says what they hold.
             lr: of groups that name none.
             options: all of ``build_optimizer``'s; what the family does not take is left out.
-            paired: whether a group declares pairs to precondition.
+            metric: that the declared pairs are preconditioned in, a value of ``METRICS``.
         """
+        paired = metric != "none"
         taken = {name: options[name] for name in self.takes}
         stands_in = all(options[name] == value for name, value in self.torch_lacks.items())
         if self.torch_optimizer and not paired and stands_in:
             known = {name: value for name, value in taken.items() if name not in self.torch_lacks}
             return load(self.torch_optimizer)(groups, lr, **known)
         damping = {name: options[name] for name in DAMPING}
+        if self.takes_pairs:
+            return load(self.optimizer)(groups, lr, metric=metric, **damping, **taken)
         if not paired:  # not by mistake
             groups = [{**group, "paired": False} for group in groups]
         return load(self.optimizer)(groups, lr, **damping, **taken)
@@ -94,7 +109,7 @@ UPDATE_RULES = {
             torch_optimizer="torch.optim:SGD",
             lr=3e-5,
             search=(1e-6, 1e2),
-            moments=lambda options: 1 if options["momentum"] else 0,
+            moments=lambda options: 1 if options.get("momentum") else 0,
             scale_free=False,
             takes={"momentum": "", "weight_decay": "added to the gradient"},
         ),
@@ -108,6 +123,29 @@ UPDATE_RULES = {
             scale_free=True,
             takes={"weight_decay": "decoupled", "betas": "", "eps": "", "bias_correction": ""},
             torch_lacks={"bias_correction": True},
+        ),
+        UpdateRule(
+            name="muon",
+            optimizer="vlmoe.optim.muon:RiemannianMuon",
+            torch_optimizer=None,
+            lr=1e-2,
+            search=(1e-5, 1.0),
+            moments=lambda options: 1,
+            scale_free=True,
+            takes={
+                "momentum": "",
+                "spectrum": "",
+                "weight_decay": "decoupled",
+                "betas": "",
+                "eps": "",
+                "bias_correction": "",
+            },
+            defaults=lambda metric: {
+                "momentum": 0.9,
+                "spectrum": "expert" if metric == "expert" else "mixture",
+            },
+            plain="adamw",
+            takes_pairs=True,
         ),
     )
 }
@@ -188,7 +226,9 @@ def load(path: str) -> Any:
 
 
 def _of_family(family: UpdateRule) -> str:
-    flags = {"momentum": "--momentum", "weight_decay": "--weight-decay"}
+    flags = {
+        name: "--" + name.replace("_", "-") for name in ("momentum", "spectrum", "weight_decay")
+    }
     taken = [
         f"{flags[name]} {words}".strip() for name, words in family.takes.items() if name in flags
     ]

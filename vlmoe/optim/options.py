@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vlmoe.choices import DAMPING_MODES
+from vlmoe.choices import DAMPING_MODES, SPECTRA
 
 # Numbers of float32 end at 3.4e38, and update rules divide a rate by as little as 0.001.
 LARGEST = 1e30
@@ -36,7 +36,9 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gate_clip": (f"above 0 {_UP_TO}", _above_0),
     "damping": (f"above 0 {_UP_TO}", _above_0),
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
+    "spectrum": (f"one of {', '.join(SPECTRA)}", SPECTRA.__contains__),
     "weight_decay": (f"at least 0 {_UP_TO}", _at_least_0),
+    "metric": ("one of none, expert", ("none", "expert").__contains__),
     "momentum": ("in [0, 1)", _share),
     "betas": ("two numbers in [0, 1)", _shares),
     "eps": (f"at least 0 {_UP_TO}", _at_least_0),

@@ -12,7 +12,7 @@ serves both sides:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,8 @@ class Inverses(NamedTuple):
     """Inverted damped Gram matrices and how hard they were to come by.
 
     Attributes:
-        inverses: for each factor (..., r, w) one tensor (..., r, r), float32 at least.
+        inverses: for each factor (..., r, w) one tensor (..., r, r), float32 at least; or what
+            else was asked for, such as the roots of ``damped_root``.
         retried: integer tensor of no dimension per device: how many matrices needed more
             damping than was asked for.
         failed: boolean tensor of no dimension per device: whether a matrix could not be
@@ -60,7 +61,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def damped_inverse(
     gram_Nrr: Tensor, damping: float = 1e-6, mode: str = "absolute"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(M + delta I)^-1 for a batch of Gram matrices, by one batched Cholesky factorisation.
+    """(M + delta I)^-1 for a batch of Gram matrices; all else as ``damped_root`` has it."""
+    root_Nrr, retried_N, failed_N = damped_root(gram_Nrr, damping, mode)
+    return root_Nrr.mT @ root_Nrr, retried_N, failed_N
+
+
+def damped_root(
+    gram_Nrr: Tensor, damping: float = 1e-6, mode: str = "absolute"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """R with R^T R = (M + delta I)^-1, lower triangular, by one batched Cholesky factorisation.
 
     A matrix that cannot be factored is tried again with ten times the damping, at most
     ``MAX_RETRIES`` times; the others keep theirs. Counted as not factored is also one whose
@@ -75,7 +84,7 @@ def damped_inverse(
             zero (GOAT); next to zero it damps nothing, and A's steps grow like 1/|B|.
 
     Returns:
-        inverse_Nrr: zero where the factorisation failed for good.
+        root_Nrr: zero where the factorisation failed for good.
         retried_N: bool, more damping than asked for was needed.
         failed_N: bool, no damping tried was enough (or the matrix is not finite).
     """
@@ -98,10 +107,9 @@ def damped_inverse(
             factor_Nrr = torch.where(failed_N[:, None, None], again_Nrr, factor_Nrr)
             failed_N = failed_N & failed_again_N
 
-    # L^-T L^-1. The triangular solve is batched on every device, cholesky_solve is not.
+    # L^-1. The triangular solve is batched on every device, cholesky_solve is not.
     root_Nrr = torch.linalg.solve_triangular(factor_Nrr, eye_rr.expand_as(gram_Nrr), upper=False)
-    inverse_Nrr = (root_Nrr.mT @ root_Nrr).masked_fill(failed_N[:, None, None], 0)
-    return inverse_Nrr, retried_N, failed_N
+    return root_Nrr.masked_fill(failed_N[:, None, None], 0), retried_N, failed_N
 
 
 def _first_sound(
@@ -146,7 +154,10 @@ def _cholesky(gram_Nrr: Tensor, damping_N: Tensor, eye_rr: Tensor) -> tuple[Tens
 
 @torch.no_grad()
 def inverse_grams(
-    factors: Sequence[Tensor], damping: float = 1e-6, mode: str = "absolute"
+    factors: Sequence[Tensor],
+    damping: float = 1e-6,
+    mode: str = "absolute",
+    invert: Callable[[Tensor, float, str], tuple[Tensor, Tensor, Tensor]] = damped_inverse,
 ) -> Inverses:
     """(F F^T + delta I)^-1 of every factor, over its last two dimensions.
 
@@ -157,6 +168,7 @@ def inverse_grams(
         factors: each (..., r, w); half precision is promoted to float32.
         damping: as in ``damped_inverse``.
         mode: likewise.
+        invert: ``damped_inverse``, or ``damped_root``.
     """
     grams: list[Tensor] = list(factors)
     for block in blocks(factors):
@@ -169,7 +181,7 @@ def inverse_grams(
     for alike in _positions((gram.shape[-1], gram.dtype, gram.device) for gram in grams):
         batch = [grams[i] for i in alike]
         device, rank = batch[0].device, batch[0].shape[-1]
-        inverse_Nrr, retried_N, failed_N = damped_inverse(
+        inverse_Nrr, retried_N, failed_N = invert(
             torch.cat([gram.reshape(-1, rank, rank) for gram in batch]), damping, mode
         )
         sizes = [gram.numel() // rank**2 for gram in batch]
@@ -244,16 +256,20 @@ def stacks(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def blocks(tensors: Sequence[Tensor]) -> list[list[int]]:
+def blocks(tensors: Sequence[Tensor], most: int | None = None) -> list[list[int]]:
     """Positions of tensors that are worked on together: one shape, dtype and device each.
 
     A block holds about as much as keeps the device busy (or, on a CPU, the cache warm), so
     that what is made of it on the way is small beside the model.
+
+    Args:
+        tensors: of any shapes.
+        most: numbers in a block, where that is not what the device asks for.
     """
     made = []
     for alike in _positions((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors):
         first = tensors[alike[0]]
-        numel = STACKED_NUMEL if stacks(first) else CACHED_NUMEL
+        numel = most or (STACKED_NUMEL if stacks(first) else CACHED_NUMEL)
         length = max(1, numel // max(1, first.numel()))
         made += [alike[start : start + length] for start in range(0, len(alike), length)]
     return made

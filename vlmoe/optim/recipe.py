@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vlmoe.choices import SPECTRA
 from vlmoe.errors import UserError
 from vlmoe.optim.families import GATE_LR, parse
 from vlmoe.optim.options import option_faults
@@ -27,7 +28,8 @@ def build_optimizer(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
-    momentum: float = 0.0,
+    momentum: float | None = None,
+    spectrum: str | None = None,
     bias_correction: bool = True,
     other_params: Sequence[Tensor] = (),
     other_lr: float | None = None,
@@ -46,7 +48,8 @@ def build_optimizer(
             classes named there.
         betas: likewise.
         eps: likewise.
-        momentum: likewise.
+        momentum: likewise; None takes the family's, 0.9 for ``muon``, else 0.
+        spectrum: likewise; None takes the name's, ``expert`` for names with an r.
         bias_correction: likewise.
         other_params: anything else that trains; it gets the plain update.
         other_lr: of these; None takes ``lr``.
@@ -70,16 +73,20 @@ def build_optimizer(
         "weight_decay": weight_decay,
         "betas": betas,
         "eps": eps,
-        "momentum": momentum,
+        "momentum": 0.0 if momentum is None else momentum,
+        "spectrum": SPECTRA[0] if spectrum is None else spectrum,
         "bias_correction": bias_correction,
     }
+    given = {"momentum": momentum, "spectrum": spectrum}
+    own = chosen.family.defaults(chosen.metric)
+    options |= {name: value for name, value in own.items() if given[name] is None}
     rates = {"lr": lr, "gate_lr": gate_lr} | ({} if other_lr is None else {"other_lr": other_lr})
     if faults := option_faults({**rates, **options}):
         raise UserError(faults)
 
     experts: dict[str, Any] = {"name": "experts", "lr": lr}
     assert chosen.metric in ("none", "expert"), chosen.metric
-    if chosen.riemannian:
+    if chosen.riemannian or chosen.family.takes_pairs:
         experts["pairs"] = list(pairs)
     else:
         experts["params"] = [factor for pair in pairs for factor in pair]
@@ -90,7 +97,7 @@ def build_optimizer(
         rate = rates.get("other_lr", lr)
         groups.append({"name": "other", "lr": rate, "params": list(other_params)})
 
-    return chosen.family.build(groups, lr, options, paired=chosen.riemannian)
+    return chosen.family.build(groups, lr, options, metric=chosen.metric)
 
 
 def clip_gates(optimizer: Optimizer, max_norm: float = 1.0) -> Tensor:

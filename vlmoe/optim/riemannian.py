@@ -1,4 +1,4 @@
-"""SGD and AdamW whose gradients are preconditioned pair by pair (arXiv 2502.15828, 2402.02347).
+"""Updates whose gradients are preconditioned pair by pair (arXiv 2502.15828, 2402.02347).
 
 A step gathers the declared pairs and their gradients, calls the pure functions of
 ``precondition`` and torch's own functional SGD or AdamW on the result, and lets them write
@@ -29,6 +29,7 @@ from vlmoe.optim.precondition import (
     asynchronous,
     blocks,
     compute_dtype,
+    damped_inverse,
     inverse_grams,
     multiply,
     stacks,
@@ -43,7 +44,7 @@ ParamGroups = Iterable[dict[str, Any]]
 
 
 class RiemannianOptimizer(Optimizer):
-    """What both optimizers share: the pairs, the preconditioner, its failures, the state.
+    """What the optimizers share: the pairs, the preconditioner, its failures, the state.
 
     A param group is either ``{"pairs": [(A, B), ...], ...}``, A (E, r, in) and B (E, r, out)
     (or without E: one LoRA), or ``{"params": [...], ...}`` for parameters that get the plain
@@ -51,6 +52,12 @@ class RiemannianOptimizer(Optimizer):
     ``group["paired"]`` true, so schedulers, accelerate and ``state_dict`` see nothing unusual.
     Without any pairs it warns that it preconditions nothing, unless a group says ``paired=False``.
     """
+
+    block_numel: int | None = None
+    """Numbers that are updated together, where that is not what the device asks for."""
+
+    invert = staticmethod(damped_inverse)
+    """What the update takes of a Gram matrix."""
 
     def __init__(self, groups: ParamGroups, defaults: dict[str, Any]):
         groups = list(groups)
@@ -116,7 +123,7 @@ class RiemannianOptimizer(Optimizer):
         failed = any(bool(flag) for flag in self._failed.values())
         self._failed = {}
         if failed:
-            paired = [group for group in self.param_groups if group["paired"]]
+            paired = [group for group in self.param_groups if self._preconditions(group)]
             pairs = [
                 (_local(A), _local(B))
                 for group in paired
@@ -154,7 +161,7 @@ class RiemannianOptimizer(Optimizer):
     def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], Inverses | None]:
         """The group's parameters with gradients; for pairs also the inverse for each."""
         params = group["params"]
-        if not group["paired"]:
+        if not self._preconditions(group):
             return [param for param in params if param.grad is not None], None
         # What shards a model may have put its own slices into the group since it was made.
         if len(params) % 2 or any(param.ndim < 2 for param in params):
@@ -169,6 +176,7 @@ class RiemannianOptimizer(Optimizer):
             [_local_factor(partner) for _, partner in with_partner],
             group["damping"],
             group["damping_mode"],
+            self.invert,
         )
         for device, count in found.retried.items():
             self._retried[device] = self._retried.get(device, 0) + count
@@ -176,10 +184,15 @@ class RiemannianOptimizer(Optimizer):
             self._failed[device] = self._failed.get(device, False) | flag
         return [param for param, _ in with_partner], found
 
+    def _preconditions(self, group: dict[str, Any]) -> bool:
+        """Whether the gradients of a group get a preconditioner."""
+        return bool(group["paired"])
+
     def _update_group(
         self, group: dict[str, Any], params: list[Tensor], found: Inverses | None
     ) -> None:
-        for block in blocks([_local(param) for param in params]):
+        # By whole shapes, which are the same on every rank: a step may ask all ranks for something.
+        for block in blocks(params, self.block_numel):
             chosen = [params[i] for i in block]
             values = [_local(param) for param in chosen]
             # Half-precision parameters are updated in float32, as are their moments.

@@ -21,7 +21,6 @@ from vlmoe.models.family import Reader
 from vlmoe.models.load import resolve_dtype
 from vlmoe.models.random import ANSWER_TOKENS, picture_tokens
 from vlmoe.models.shapes import find, shape_config
-from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import room, setup
 from vlmoe.train.imagined import imagined
@@ -32,6 +31,7 @@ from vlmoe.train.memory import (
     bytes_of,
     held,
     piece_peak,
+    state_bytes,
     trained_bytes,
 )
 from vlmoe.train.settings.config import TrainConfig, shape_of
@@ -67,7 +67,7 @@ def plan_of_shape(config: TrainConfig, accelerator: Accelerator) -> str:
         "base": frozen,
         "adapters": adapters,
         "their gradients": adapters,
-        "optimizer's state": adapters * _moments(config),
+        "optimizer's state": state_bytes(model, config.optim, setup.optimizer_options(config)),
         "activations of a piece": peak,
     }
     return _text(table, lines, memory, "not timed: there are no weights")
@@ -159,10 +159,6 @@ def _steps(config: TrainConfig, devices: int, questions: int | None) -> dict[str
 
 def _picture(reader: Reader) -> int:
     return 0 if reader.image_token is None else len(reader.picture_tokens(None))
-
-
-def _moments(config: TrainConfig) -> int:
-    return parse(config.optim).family.moments(setup.optimizer_options(config))
 
 
 def _quantized(config: TrainConfig) -> str:

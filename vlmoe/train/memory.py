@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from vlmoe.adapter import factor_pairs
 from vlmoe.errors import UserError
 from vlmoe.models.random import ANSWER_TOKENS, random_batch
+from vlmoe.optim.families import Options, parse
 from vlmoe.train.loop import answer_loss
 from vlmoe.train.settings.config import TrainConfig
 
@@ -118,6 +120,20 @@ def base_bytes(model: nn.Module, quantize: str, unquantized: Sequence[str]) -> i
 def trained_bytes(model: nn.Module) -> int:
     """Memory of what trains."""
     return bytes_of(p for p in model.parameters() if p.requires_grad)
+
+
+def state_bytes(model: nn.Module, optim: str, options: Options) -> int:
+    """Memory that an optimizer keeps for what trains.
+
+    Args:
+        model: an adapted one.
+        optim: the optimizer's name.
+        options: of ``create_optimizer``.
+    """
+    family = parse(optim).family
+    factors = bytes_of(f for pair in factor_pairs(model) for f in pair if f.requires_grad)
+    others = trained_bytes(model) - factors
+    return family.moments(options) * factors + family.others_moments(options) * others
 
 
 def held(model: nn.Module) -> list[Tensor]:

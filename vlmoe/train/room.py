@@ -19,11 +19,10 @@ from vlmoe.choices import AUTO
 from vlmoe.data.mix import Mixture
 from vlmoe.errors import UserError
 from vlmoe.models.random import ANSWER_TOKENS
-from vlmoe.optim.families import parse
 from vlmoe.tasks.task import Task
 from vlmoe.train import ranks, setup
 from vlmoe.train.imagined import imagined
-from vlmoe.train.memory import MIB, WORDS, trained_bytes
+from vlmoe.train.memory import MIB, WORDS, state_bytes, trained_bytes
 from vlmoe.train.settings.config import DEFAULT_PIECE, TrainConfig
 
 SHARE = 0.9
@@ -114,11 +113,11 @@ def _answers(
         tried = replace(config, gradient_checkpointing=checkpointing)
         model, weights, each = imagined(shape, dtype, tried, 1, max(1, words - ANSWER_TOKENS))
         # A piece of so many questions takes so many times as much.
-        copies = 1 + parse(config.optim).family.moments(setup.optimizer_options(config))
         if not loaded:
             free -= weights
             loaded = True
-        room = SHARE * free - (1 + copies) * trained_bytes(model)
+        kept = state_bytes(model, config.optim, setup.optimizer_options(config))
+        room = SHARE * free - 2 * trained_bytes(model) - kept
         fit = max(0, int(room // each))
         if fit >= least:
             break

@@ -141,9 +141,10 @@ def optimizer_options(config: TrainConfig) -> dict[str, Any]:
         "damping_mode": config.damping_in,
         "weight_decay": config.weight_decay,
         "momentum": config.momentum,
+        "spectrum": config.spectrum,
     }
     taken = parse(config.optim).takes
-    return {name: value for name, value in options.items() if name in taken}
+    return {name: value for name, value in options.items() if name in taken and value is not None}
 
 
 def make_run(

@@ -186,15 +186,23 @@ class OptimizerSettings(Group):
     factors that start small (default: absolute; with --init goat trace)"""
     weight_decay: float = 0.0
     """share of the weights, times the learning rate, that a step takes away"""
-    momentum: float = 0.0
-    """share of the previous step that is added to each step (of a family that takes it, see
-    --optim; the paper has none)"""
+    momentum: float | None = None
+    """share of the previous step in each step, of a family that takes it, see --optim (default: 0,
+    as in the paper; muon 0.9)"""
+    spectrum: str | None = None
+    """of muon, what is one matrix, whose directions all get one length: mixture, the factors of all
+    experts of a layer; expert, each by itself (default: mixture; names with an r expert)"""
 
     def faults(self) -> Iterator[str]:
         yield from one_of(self, optim=OPTIMIZERS, damping_mode=DAMPING_MODES)
         yield from above_zero(self, "lr", "gate_clip")
-        own = ("gate_lr", "damping", "weight_decay", "momentum")
-        yield from option_faults({name: getattr(self, name) for name in own})
+        own = ("gate_lr", "damping", "weight_decay", "momentum", "spectrum")
+        given = {name: value for name in own if (value := getattr(self, name)) is not None}
+        yield from option_faults(given)
+        takes = OPTIMIZERS[self.optim].takes if self.optim in OPTIMIZERS else own
+        for name in ("momentum", "spectrum"):
+            if given.get(name) and name not in takes:
+                yield f"{self.optim} takes no {name}: leave it out"
         if not 0 <= self.lr_end_ratio <= 1:
             yield f"lr_end_ratio must be between 0 and 1, got {self.lr_end_ratio}"
 
