@@ -174,18 +174,19 @@ def muon_directions(factors, moments, damping, damping_mode, spectrum, metric):
 
 
 def muon_layer(
-    A, B, dA, dB, state, lr, metric, momentum=0.9, spectrum=None, weight_decay=0.0,
+    A, B, dA, dB, state, rates, metric, momentum=0.9, spectrum=None, weight_decay=0.0,
     damping=1e-6, damping_mode="absolute",
 ):  # fmt: skip
     """M <- mu M + (1 - mu) dW; W <- W - lr weight_decay W - lr step, for both sides of a layer.
 
     Args:
         A, B, dA, dB: (E, r, in) and (E, r, out), as they are stored.
+        rates: of A and of B.
         metric: whether in the preconditioner's.
     """
     spectrum = spectrum or ("expert" if metric else "mixture")
     new = []
-    for side, W, other, grad in (("A", A, B, dA), ("B", B, A, dB)):
+    for side, lr, W, other, grad in (("A", rates[0], A, B, dA), ("B", rates[1], B, A, dB)):
         M = momentum * state.get(side, torch.zeros_like(grad)) + (1 - momentum) * grad
         state[side] = M
         steps = muon_directions(list(other), list(M), damping, damping_mode, spectrum, metric)
@@ -198,7 +199,16 @@ UPDATES = {"sgd": sgd_step, "adamw": adamw_step, "muon": adamw_step}
 
 
 def optimizer_step(
-    name, pairs, gates, states, lr, gate_lr, damping=1e-6, damping_mode="absolute", **options
+    name,
+    pairs,
+    gates,
+    states,
+    lr,
+    gate_lr,
+    damping=1e-6,
+    damping_mode="absolute",
+    lr_ratio=1,
+    **options,
 ):
     """One step of any of the optimizers, a loop over layers and experts.
 
@@ -206,6 +216,7 @@ def optimizer_step(
         name: such as "grsgd"; whether there is a g does not matter here.
         pairs: [(A (E, r, in), B (E, r, out)), ...] with ``.grad``.
         gates: tensors with ``.grad``.
+        lr_ratio: B's rate divided by A's, lr.
         states: a dict that lives as long as the run, empty at first.
 
     Returns:
@@ -226,7 +237,11 @@ def optimizer_step(
     for layer, (stored_A, stored_B) in enumerate(pairs):
         if of_factors:
             tensors = (stored_A.detach(), stored_B.detach(), stored_A.grad, stored_B.grad)
-            new_pairs.append(muon_layer(*tensors, states.setdefault(layer, {}), lr, **of_factors))
+            new_pairs.append(
+                muon_layer(
+                    *tensors, states.setdefault(layer, {}), (lr, lr * lr_ratio), **of_factors
+                )
+            )
             continue
         new_A, new_B = stored_A.detach().clone(), stored_B.detach().clone()
         for expert in range(stored_A.shape[0]):
@@ -237,7 +252,7 @@ def optimizer_step(
             state_A = states.setdefault((layer, expert, "A"), {})
             state_B = states.setdefault((layer, expert, "B"), {})
             new_A[expert] = update(A, dA, state_A, lr, **options)
-            new_B[expert] = update(B, dB, state_B, lr, **options).T
+            new_B[expert] = update(B, dB, state_B, lr * lr_ratio, **options).T
         new_pairs.append((new_A, new_B))
     new_gates = [
         update(

@@ -161,7 +161,8 @@ def test_the_loss_goes_down():
 
 
 def test_a_run_of_ours_gives_it_what_the_name_takes():
-    assert optimizer_options(TrainConfig(optim="adamw")) == {"weight_decay": 0.0}
+    assert optimizer_options(TrainConfig(optim="adamw")) == {"weight_decay": 0.0, "lr_ratio": 1.0}
     assert optimizer_options(TrainConfig(optim="rsgd", momentum=0.5)) == {
         "damping": 1e-6, "damping_mode": "absolute", "weight_decay": 0.0, "momentum": 0.5,
+        "lr_ratio": 1.0,
     }  # fmt: skip

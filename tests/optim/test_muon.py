@@ -128,6 +128,7 @@ def test_a_factor_of_one_lora_is_a_stack_of_one():
         ({"metric": "layer"}, "metric must be one of none, expert, got 'layer'"),
         ({"spectrum": "all"}, "spectrum must be one of mixture, expert, got 'all'"),
         ({"momentum": 1.0}, "momentum must be in"),
+        ({"lr_ratio": 0}, "lr_ratio must be above 0"),
         ({"lr": float("nan")}, "lr must be"),
     ],
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 
 from vlmoe.errors import UserError
 from vlmoe.optim import (
@@ -167,3 +171,35 @@ def test_schedule_resumes(parts):
 def test_schedule_out_of_range(arguments, fault, parts):
     with pytest.raises(UserError, match=fault):
         linear_schedule(build_optimizer("sgd", *parts), *arguments)
+
+
+def test_lora_plus_is_pefts():
+    """One expert, plain AdamW: PEFT's create_loraplus_optimizer with the same ratio."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["0", "2"])
+    theirs = get_peft_model(net.double(), config).double()
+    mine = copy.deepcopy(theirs)
+    peft = create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=0.01, loraplus_lr_ratio=16, eps=1e-6, weight_decay=0.0
+    )
+    modules = [m for m in mine.modules() if hasattr(m, "lora_A")]
+    loras = [(m.lora_A["default"], m.lora_B["default"]) for m in modules]
+    pairs = [(A.weight, torch.nn.Parameter(B.weight.detach().T.clone())) for A, B in loras]
+    ours = build_optimizer("adamw", pairs, [], lr=0.01, lr_ratio=16)
+    x, y = torch.randn(5, 6).double(), torch.randn(5, 3).double()
+    for _ in range(5):
+        for model in (theirs, mine):
+            model.zero_grad()
+            ((model(x) - y) ** 2).sum().backward()
+        for (_, stored), (_, B) in zip(pairs, loras, strict=True):
+            stored.grad = B.weight.grad.T
+        peft.step()
+        ours.step()
+        with torch.no_grad():
+            for (_, stored), (_, B) in zip(pairs, loras, strict=True):
+                B.weight.copy_(stored.T)
+    for (name, want), (_, got) in zip(
+        theirs.named_parameters(), mine.named_parameters(), strict=True
+    ):
+        assert torch.allclose(got, want, rtol=1e-9), name

@@ -77,7 +77,8 @@ def groups(toy):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "case", ["plain", "all options", "weight decay", "trace", "as on an accelerator", "float32"]
+    "case",
+    ["plain", "all options", "weight decay", "trace", "LoRA+", "as on an accelerator", "float32"],
 )
 def test_one_and_twenty_steps_as_the_reference(name, case, request):
     dtype, rtol = (torch.float32, 2e-3) if case == "float32" else (torch.float64, 1e-9)
@@ -88,6 +89,8 @@ def test_one_and_twenty_steps_as_the_reference(name, case, request):
     extra = {}
     if case == "weight decay":
         extra = {"weight_decay": 0.1}
+    if case == "LoRA+":
+        extra = {"lr_ratio": 0.5}
     if case == "trace":
         extra = {"damping_mode": "trace"}
     if case == "all options":

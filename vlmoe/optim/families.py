@@ -86,18 +86,16 @@ class UpdateRule:
             options: all of ``build_optimizer``'s; what the family does not take is left out.
             metric: that the declared pairs are preconditioned in, a value of ``METRICS``.
         """
-        paired = metric != "none"
+        declared = any("pairs" in group for group in groups)
         taken = {name: options[name] for name in self.takes}
         stands_in = all(options[name] == value for name, value in self.torch_lacks.items())
-        if self.torch_optimizer and not paired and stands_in:
+        if self.torch_optimizer and not declared and stands_in:
             known = {name: value for name, value in taken.items() if name not in self.torch_lacks}
             return load(self.torch_optimizer)(groups, lr, **known)
-        damping = {name: options[name] for name in DAMPING}
-        if self.takes_pairs:
-            return load(self.optimizer)(groups, lr, metric=metric, **damping, **taken)
-        if not paired:  # not by mistake
+        if not declared:  # not by mistake
             groups = [{**group, "paired": False} for group in groups]
-        return load(self.optimizer)(groups, lr, **damping, **taken)
+        of_pairs = {name: options[name] for name in ("lr_ratio", *DAMPING)}
+        return load(self.optimizer)(groups, lr, metric=metric, **of_pairs, **taken)
 
 
 UPDATE_RULES = {
@@ -190,7 +188,7 @@ class Recipe:
     def takes(self) -> tuple[str, ...]:
         """The options of ``build_optimizer`` that mean something to it."""
         damping = DAMPING if self.riemannian else ()
-        return ("lr", "gate_lr", *damping, *self.family.takes)
+        return ("lr", "gate_lr", "lr_ratio", *damping, *self.family.takes)
 
 
 OPTIMIZERS = {

@@ -40,6 +40,7 @@ class RiemannianMuon(RiemannianAdamW):
         bias_correction: likewise.
         damping: delta > 0.
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
+        lr_ratio: B's rate divided by A's, which is ``lr``.
 
     Raises:
         ValueError: pairs that do not fit together, options out of range.
@@ -63,12 +64,14 @@ class RiemannianMuon(RiemannianAdamW):
         bias_correction: bool = True,
         damping: float = 1e-6,
         damping_mode: str = "absolute",
+        lr_ratio: float = 1.0,
     ):
         RiemannianOptimizer.__init__(
             self,
             groups,
             {
                 "lr": lr,
+                "lr_ratio": lr_ratio,
                 "momentum": momentum,
                 "metric": metric,
                 "spectrum": spectrum,
@@ -80,9 +83,6 @@ class RiemannianMuon(RiemannianAdamW):
                 "damping_mode": damping_mode,
             },
         )
-
-    def _preconditions(self, group: dict[str, Any]) -> bool:
-        return bool(group["paired"]) and group["metric"] != "none"
 
     def _moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["paired"] else super()._moment_names(group)

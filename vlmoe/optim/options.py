@@ -34,6 +34,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gate_lr": (f"at least 0 {_UP_TO}", _at_least_0),
     "other_lr": (f"at least 0 {_UP_TO}", _at_least_0),
     "gate_clip": (f"above 0 {_UP_TO}", _above_0),
+    "lr_ratio": ("above 0 and at most 1e6", lambda value: 0 < value <= 1e6),
     "damping": (f"above 0 {_UP_TO}", _above_0),
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
     "spectrum": (f"one of {', '.join(SPECTRA)}", SPECTRA.__contains__),

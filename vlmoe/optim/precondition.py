@@ -256,7 +256,9 @@ def stacks(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def blocks(tensors: Sequence[Tensor], most: int | None = None) -> list[list[int]]:
+def blocks(
+    tensors: Sequence[Tensor], most: int | None = None, apart: Sequence[Hashable] | None = None
+) -> list[list[int]]:
     """Positions of tensors that are worked on together: one shape, dtype and device each.
 
     A block holds about as much as keeps the device busy (or, on a CPU, the cache warm), so
@@ -265,9 +267,14 @@ def blocks(tensors: Sequence[Tensor], most: int | None = None) -> list[list[int]
     Args:
         tensors: of any shapes.
         most: numbers in a block, where that is not what the device asks for.
+        apart: of each tensor what else those of a block have in common.
     """
     made = []
-    for alike in _positions((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors):
+    kinds = apart or [None] * len(tensors)
+    for alike in _positions(
+        (tensor.shape, tensor.dtype, tensor.device, kind)
+        for tensor, kind in zip(tensors, kinds, strict=True)
+    ):
         first = tensors[alike[0]]
         numel = most or (STACKED_NUMEL if stacks(first) else CACHED_NUMEL)
         length = max(1, numel // max(1, first.numel()))

@@ -23,6 +23,7 @@ def build_optimizer(
     *,
     lr: float | None = None,
     gate_lr: float = GATE_LR,
+    lr_ratio: float = 1.0,
     damping: float = 1e-6,
     damping_mode: str = "absolute",
     weight_decay: float = 0.0,
@@ -42,6 +43,8 @@ def build_optimizer(
         gates: the routers' parameters; they get the plain update of the family.
         lr: of the experts, per optimizer step; None takes the family's.
         gate_lr: of the gates.
+        lr_ratio: rate of the experts' B divided by ``lr``, which is then A's alone (LoRA+, arXiv
+            2402.12354).
         damping: see ``precondition.damped_inverse``; only names with an r.
         damping_mode: likewise.
         weight_decay: goes to the families that take it, see ``families.UPDATE_RULES`` and the
@@ -55,8 +58,8 @@ def build_optimizer(
         other_lr: of these; None takes ``lr``.
 
     Returns:
-        The family's class for names with an r, torch's own for those without (where torch has it
-        with these options; else the family's class with no pairs declared). Groups with nothing
+        The family's class for names with an r, torch's own for those without, where torch has it
+        with these options. Groups with nothing
         in them are left out.
 
     Raises:
@@ -68,6 +71,7 @@ def build_optimizer(
         raise ValueError("no (A, B) pairs: the model has no adapted layer to train")
     lr = chosen.family.lr if lr is None else lr
     options = {
+        "lr_ratio": lr_ratio,
         "damping": damping,
         "damping_mode": damping_mode,
         "weight_decay": weight_decay,
@@ -86,7 +90,7 @@ def build_optimizer(
 
     experts: dict[str, Any] = {"name": "experts", "lr": lr}
     assert chosen.metric in ("none", "expert"), chosen.metric
-    if chosen.riemannian or chosen.family.takes_pairs:
+    if chosen.riemannian or chosen.family.takes_pairs or lr_ratio != 1:
         experts["pairs"] = list(pairs)
     else:
         experts["params"] = [factor for pair in pairs for factor in pair]

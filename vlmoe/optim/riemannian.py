@@ -46,6 +46,9 @@ ParamGroups = Iterable[dict[str, Any]]
 class RiemannianOptimizer(Optimizer):
     """What the optimizers share: the pairs, the preconditioner, its failures, the state.
 
+    All take ``metric``, whose the preconditioner is, and ``lr_ratio``, B's rate divided by A's
+    (LoRA+, arXiv 2402.12354): what concerns pairs, whatever the update.
+
     A param group is either ``{"pairs": [(A, B), ...], ...}``, A (E, r, in) and B (E, r, out)
     (or without E: one LoRA), or ``{"params": [...], ...}`` for parameters that get the plain
     update, such as gates. Pairs become ordinary ``params`` in the order A, B, A, B, ..., with
@@ -82,6 +85,9 @@ class RiemannianOptimizer(Optimizer):
         # An optimizer that was pickled or deep-copied comes back with torch's attributes only.
         self._retried = getattr(self, "_retried", {})
         self._failed = getattr(self, "_failed", {})
+        for group in self.param_groups:  # saved before there was a choice
+            group.setdefault("metric", "expert")
+            group.setdefault("lr_ratio", 1.0)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of pairs or of plain parameters.
@@ -161,11 +167,11 @@ class RiemannianOptimizer(Optimizer):
     def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], Inverses | None]:
         """The group's parameters with gradients; for pairs also the inverse for each."""
         params = group["params"]
+        # What shards a model may have put its own slices into the group since it was made.
+        if group["paired"] and (len(params) % 2 or any(param.ndim < 2 for param in params)):
+            raise RuntimeError(NOT_WHOLE)
         if not self._preconditions(group):
             return [param for param in params if param.grad is not None], None
-        # What shards a model may have put its own slices into the group since it was made.
-        if len(params) % 2 or any(param.ndim < 2 for param in params):
-            raise RuntimeError(NOT_WHOLE)
         with_partner = [
             (param, partner)
             for A, B in zip(params[::2], params[1::2], strict=True)
@@ -186,13 +192,19 @@ class RiemannianOptimizer(Optimizer):
 
     def _preconditions(self, group: dict[str, Any]) -> bool:
         """Whether the gradients of a group get a preconditioner."""
-        return bool(group["paired"])
+        return bool(group["paired"] and group["metric"] != "none")
 
     def _update_group(
         self, group: dict[str, Any], params: list[Tensor], found: Inverses | None
     ) -> None:
+        second = {id(param) for param in group["params"][1::2]} if group["paired"] else set()
+        sides = [id(param) in second for param in params] if group["lr_ratio"] != 1 else None
         # By whole shapes, which are the same on every rank: a step may ask all ranks for something.
-        for block in blocks(params, self.block_numel):
+        for block in blocks(params, self.block_numel, sides):
+            if sides and sides[block[0]]:
+                of_block = {**group, "lr": group["lr"] * group["lr_ratio"]}
+            else:
+                of_block = group
             chosen = [params[i] for i in block]
             values = [_local(param) for param in chosen]
             # Half-precision parameters are updated in float32, as are their moments.
@@ -200,15 +212,15 @@ class RiemannianOptimizer(Optimizer):
             worked_on = [value.to(dtype) for value in values]
             grads = [_local(param.grad).to(dtype) for param in chosen if param.grad is not None]
             if found is None:
-                self._update(group, chosen, worked_on, grads)
+                self._update(of_block, chosen, worked_on, grads)
             else:
                 matrices = [found.inverses[i] for i in block]
                 update = partial(
-                    self._update_preconditioned, group, chosen, worked_on, matrices, grads
+                    self._update_preconditioned, of_block, chosen, worked_on, matrices, grads
                 )
                 if asynchronous(values[0].device):
                     unusable = [found.unusable[i] for i in block]
-                    self._update_usable(group, chosen, worked_on, unusable, update)
+                    self._update_usable(of_block, chosen, worked_on, unusable, update)
                 else:  # the step would have ended
                     update()
             for value, result in zip(values, worked_on, strict=True):
@@ -308,6 +320,8 @@ class RiemannianSGD(RiemannianOptimizer):
         weight_decay: likewise.
         damping: delta > 0.
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
+        metric: ``expert``: the preconditioner, from each expert's factors; ``none``: there is none.
+        lr_ratio: B's rate divided by A's, which is ``lr``.
 
     Raises:
         ValueError: pairs that do not fit together, options out of range.
@@ -322,11 +336,15 @@ class RiemannianSGD(RiemannianOptimizer):
         weight_decay: float = 0.0,
         damping: float = 1e-6,
         damping_mode: str = "absolute",
+        metric: str = "expert",
+        lr_ratio: float = 1.0,
     ):
         super().__init__(
             groups,
             {
                 "lr": lr,
+                "lr_ratio": lr_ratio,
+                "metric": metric,
                 "momentum": momentum,
                 "weight_decay": weight_decay,
                 "damping": damping,
@@ -398,6 +416,8 @@ class RiemannianAdamW(RiemannianOptimizer):
         damping_mode: "absolute" or "trace", see ``precondition.damped_inverse``.
         bias_correction: divide the moments by 1 - beta^t. The paper's published code does
             not, which makes its first steps about three times as long; False reproduces it.
+        metric: as in ``RiemannianSGD``; likewise ``lr_ratio``.
+        lr_ratio: likewise.
 
     Raises:
         ValueError: pairs that do not fit together, options out of range.
@@ -414,11 +434,15 @@ class RiemannianAdamW(RiemannianOptimizer):
         damping: float = 1e-6,
         damping_mode: str = "absolute",
         bias_correction: bool = True,
+        metric: str = "expert",
+        lr_ratio: float = 1.0,
     ):
         super().__init__(
             groups,
             {
                 "lr": lr,
+                "lr_ratio": lr_ratio,
+                "metric": metric,
                 "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,

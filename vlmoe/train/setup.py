@@ -137,6 +137,7 @@ def adapted(base: Base, config: TrainConfig) -> Iterator[PeftModel]:
 def optimizer_options(config: TrainConfig) -> dict[str, Any]:
     """What the settings say to ``create_optimizer`` beside the rates."""
     options = {
+        "lr_ratio": config.lr_ratio,
         "damping": config.damping,
         "damping_mode": config.damping_in,
         "weight_decay": config.weight_decay,

@@ -175,6 +175,8 @@ class OptimizerSettings(Group):
     up to 100 steps, whose suggestion is taken"""
     gate_lr: float = GATE_LR
     """learning rate of the router gates"""
+    lr_ratio: float = 1.0
+    """rate of the experts' B divided by --lr, which is A's (LoRA+)"""
     lr_end_ratio: float = 0.0
     """the rates fall linearly to this share of themselves at the last step"""
     gate_clip: float = 1.0
@@ -196,7 +198,7 @@ class OptimizerSettings(Group):
     def faults(self) -> Iterator[str]:
         yield from one_of(self, optim=OPTIMIZERS, damping_mode=DAMPING_MODES)
         yield from above_zero(self, "lr", "gate_clip")
-        own = ("gate_lr", "damping", "weight_decay", "momentum", "spectrum")
+        own = ("gate_lr", "lr_ratio", "damping", "weight_decay", "momentum", "spectrum")
         given = {name: value for name in own if (value := getattr(self, name)) is not None}
         yield from option_faults(given)
         takes = OPTIMIZERS[self.optim].takes if self.optim in OPTIMIZERS else own
