@@ -159,7 +159,7 @@ class ExampleDataset(Lazy):
             choices=tuple(self._cell("choices", index)),
             answer=self._cell("answer", index),
             category=self._cell("category", index),
-            value=self._cell("value", index) if "value" in self._table.schema.names else None,
+            value=self._cell("value", index) if "value" in self._columns else None,
             measure=self._measure(index),
             turns=self._turns(index),
             references=tuple(self._free("references", index)),
@@ -171,7 +171,7 @@ class ExampleDataset(Lazy):
 
     def _free(self, column: str, index: int) -> list[Any]:
         """What a free-form question has in a column that others need not have."""
-        return (self._cell(column, index) or []) if column in self._table.schema.names else []
+        return (self._cell(column, index) or []) if column in self._columns else []
 
     def _turns(self, index: int) -> tuple[Turn, ...]:
         turns = [Turn(**turn) for turn in self._free("turns", index)]
@@ -215,7 +215,7 @@ class ExampleDataset(Lazy):
     def labelled(self) -> list[bool]:
         """Of every question, in order, whether a right answer is known."""
         known = [answer != UNLABELLED for answer in self.answers]
-        if "references" not in self._table.schema.names:
+        if "references" not in self._columns:
             return known
         return [
             one or bool(some) for one, some in zip(known, self._column("references"), strict=True)
@@ -230,15 +230,20 @@ class ExampleDataset(Lazy):
         rows = [self._rows[index] for index in indices]
         return ExampleDataset(self.directory, self.split, self._table, rows)
 
+    @cached_property
+    def _columns(self) -> dict[str, pa.ChunkedArray]:
+        """By name; the table makes each anew when it is asked, which takes longer than a cell."""
+        return dict(zip(self._table.column_names, self._table.columns, strict=True))
+
     def _cell(self, column: str, index: int) -> Any:
-        return self._table.column(column)[self._rows[index]].as_py()
+        return self._columns[column][self._rows[index]].as_py()
 
     def _measure(self, index: int) -> Callable[[], tuple[int, int] | None] | None:
         """What gives the size of a question's picture; None without one.
 
         Datasets that were prepared before sizes were stored have them in the pictures' headers.
         """
-        if {"height", "width"} <= set(self._table.schema.names):
+        if {"height", "width"} <= self._columns.keys():
             stored = self._cell("height", index), self._cell("width", index)
             if all(stored):
                 return partial(tuple, stored)  # not a lambda: workers are sent examples
@@ -248,7 +253,7 @@ class ExampleDataset(Lazy):
         return partial(measure, picture["bytes"] or self._find(picture["path"]))
 
     def _column(self, name: str) -> list[Any]:
-        values = self._table.column(name).to_pylist()
+        values = self._columns[name].to_pylist()
         return [values[row] for row in self._rows]
 
     def _find(self, stored: str) -> Path:

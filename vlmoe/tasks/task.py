@@ -86,14 +86,15 @@ def trainable(task: Task, examples: Mixture, too_long: str = TOO_LONG[0]) -> Tra
             refused.
     """
     keep, skipped, cut = [], [], []
+    most = task.max_length
     for at, labelled in enumerate(examples.labelled):
         example = examples.text(at)
-        picture = examples.image_key(at) is not None
+        picture = example.measure is not None
         reason = None
         if not labelled:
             reason = "no answer"
-        elif task.length(example, picture=picture) > task.max_length:
-            reason = f"more tokens than the model takes ({task.max_length})"
+        elif task.length(example, picture=picture) > most:
+            reason = f"more tokens than the model takes ({most})"
             if too_long == "refuse":
                 raise UserError(
                     f"question {example.id} has {reason}: shorten it, or take --too-long leave-out "
@@ -110,7 +111,7 @@ def trainable(task: Task, examples: Mixture, too_long: str = TOO_LONG[0]) -> Tra
         if not part:
             raise UserError(
                 f"no question of {examples.parts[name].directory} can be trained on: they have "
-                f"no answer, or do not fit into the model's {task.max_length} tokens"
+                f"no answer, or do not fit into the model's {most} tokens"
             )
     return Trainable(chosen, skipped, cut)
 

@@ -113,12 +113,12 @@ def fingerprint(examples: Mixture) -> str:
     Names and places of the datasets are not in it, so they may be moved; pictures count by
     ``image_key``: embedded ones by their bytes, files by their names.
     """
-    digest = hashlib.sha256()
+    digest, encode = hashlib.sha256(), json.JSONEncoder().encode
     # In ASCII, unlike all that is written for people: checkpoints of earlier versions hold it so.
     for part in examples.parts.values():
         digest.update(f"{len(part)} questions\n".encode())
-        for at in range(len(part)):
+        for at, key in enumerate(part.image_keys):
             one = part.text(at)
-            row = [one.id, one.question, one.choices, one.answer, part.image_key(at)]
-            digest.update(json.JSONEncoder().encode(row).encode() + b"\n")
+            row = [one.id, one.question, one.choices, one.answer, key]
+            digest.update(encode(row).encode() + b"\n")
     return digest.hexdigest()

@@ -99,9 +99,9 @@ class LlavaReader:
         if answer is not None:
             text = f"{text} {answer}"
         ids: list[int] = []
-        size = iter(sizes)
+        size, image_token = iter(sizes), self.image_token  # a config is slow to ask
         for token in self.tokenizer(text)["input_ids"]:
-            ids += self.picture_tokens(next(size)) if token == self.image_token else [token]
+            ids += self.picture_tokens(next(size)) if token == image_token else [token]
         return ids if answer is None else [*ids, self.tokenizer.eos_token_id]
 
     def picture_tokens(self, size: Size | None) -> list[int]:
