@@ -33,10 +33,18 @@ from vlmoe.errors import UserError, run_command  # noqa: E402
 from vlmoe.flags import Parser, unknown_value  # noqa: E402
 
 PARTS = {
-    "mixture": ("vlmoe/adapter/mixture.py", ["tests/adapter/test_mixture.py"]),
+    "mixture": (
+        "vlmoe/adapter/mixture.py",
+        ["tests/adapter/test_mixture.py", "tests/adapter/test_siblings.py"],
+    ),
+    "weigh": ("vlmoe/adapter/weigh.py", ["tests/adapter/test_mixture.py"]),
     "preconditioner": (
         "vlmoe/optim/precondition.py",
         ["tests/optim/test_precondition.py", "tests/optim/test_riemannian.py"],
+    ),
+    "spectral": (
+        "vlmoe/optim/spectral.py",
+        ["tests/optim/test_spectral.py", "tests/optim/test_riemannian.py"],
     ),
     "batches": ("vlmoe/train/batches.py", ["tests/train/test_batches.py"]),
     "scoring": (
@@ -48,23 +56,36 @@ PARTS = {
 
 _WORK = "works out what nobody takes"
 _ALIKE = "the same product in one call, or in several"
+_NEARLY = "a ten-thousandth, far within the tolerance, or an interval that begins lower"
 _SIZE = "how much is worked on at a time changes no result"
 HARMLESS: dict[str, dict[str, str]] = {
     "mixture": {
-        "if dropout > 0: -> if True:": "a mask that keeps all",
-        "dropout > 0 -> dropout >= 0": "a mask that keeps all",
-        "if base is not None and base.dtype == dtype: -> if False:": _ALIKE,
+        "if options.dropout > 0: -> if True:": "a mask that keeps all",
+        "options.dropout > 0 -> options.dropout >= 0": "a mask that keeps all",
+        "if base_TO is not None and base_TO.dtype == options.dtype: -> if False:": _ALIKE,
         "ctx.set_materialize_grads(False) -> None": "zeros are added",
         "False -> True in ctx.set_materialize_grads(False)": "zeros are added",
-        "False -> True in top_TK, expert_TK = logits_TE.topk(top_k, dim=-1, sorted=False)": (
-            "in any order they are scattered alike"
-        ),
         "if needs_B: -> if True:": _WORK,
-        "if needs_A: -> if True:": _WORK,
+        "if any(needs_A): -> if True:": _WORK,
         "if needs_x: -> if True:": _WORK,
-        "if needs_gate: -> if True:": _WORK,
+        "if any(needs_gate): -> if True:": _WORK,
         "torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext() -> "
         "torch.autocast(kind, enabled=False) if True else nullcontext()": "a CPU has autocast",
+    },
+    "weigh": {
+        "False -> True in top, expert = logits.topk(top_k, dim=-1, sorted=False)": (
+            "in any order they are scattered alike"
+        ),
+    },
+    "spectral": {
+        "if stacks(moments[0]): -> if True:": _ALIKE,
+        "if stacks(moments[0]): -> if False:": _ALIKE,
+        "1 -> 2 in size = gram_Nnn.shape[-1]": "a square",
+        "FLOOR / (1 + size * FLOOR) -> FLOOR * (1 + size * FLOOR)": _NEARLY,
+        "1 + size * FLOOR -> 1 - size * FLOOR": _NEARLY,
+        "1 -> 2 in for scale in scales((FLOOR / (1 + size * FLOOR)) ** 0.5, "
+        "TOLERANCE[gram_Nnn.dtype]):": _NEARLY,
+        "1 - least > tolerance -> 1 - least >= tolerance": "a bound",
     },
     "preconditioner": {
         "18 -> 19 in CACHED_NUMEL = 1 << 18": _SIZE,
