@@ -134,15 +134,18 @@ def test_a_model_without_what_it_takes(tmp_path):
     assert create_optimizer(load_adapter(llama(), tmp_path, is_trainable=True), "gradamw")
 
 
-def test_factors_cut_into_slices_are_refused():
+@pytest.mark.parametrize(
+    ("name", "options"), [("gradamw", {}), ("gmuon", {}), ("gadamw", {"lr_ratio": 2.0})]
+)
+def test_factors_cut_into_slices_are_refused(name, options):
     """As FSDP of version 1 and DeepSpeed leave them, before the optimizer is made or after."""
     model = adapted()
-    optimizer = create_optimizer(model, "gradamw")
+    optimizer = create_optimizer(model, name, **options)
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.data = parameter.data.flatten()[:3]
         parameter.grad = torch.ones(3)
     with pytest.raises(UserError, match="flat or empty slices"):
-        create_optimizer(model, "gradamw")
+        create_optimizer(model, name, **options)
     with pytest.raises(RuntimeError, match="flat or empty slices"):
         optimizer.step()
 

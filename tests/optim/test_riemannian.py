@@ -1,4 +1,4 @@
-"""Both optimizers: against the slow reference, PEFT and torch, and around the edges of a run."""
+"""Optimizers of pairs: against the slow reference, PEFT and torch; the edges of a run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from vlmoe.optim import (
     OPTIMIZERS,
     FactorisationError,
     RiemannianAdamW,
+    RiemannianMuon,
     RiemannianSGD,
     build_optimizer,
     precondition,
     riemannian,
 )
 
-BOTH = pytest.mark.parametrize("optimizer_cls", [RiemannianSGD, RiemannianAdamW])
+EACH = pytest.mark.parametrize("optimizer_cls", [RiemannianSGD, RiemannianAdamW, RiemannianMuon])
 
 
 class Toy:
@@ -173,7 +174,7 @@ def test_agrees_with_peft_on_plain_lora(name, experts):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
-@BOTH
+@pytest.mark.parametrize("optimizer_cls", [RiemannianSGD, RiemannianAdamW])
 def test_both_sides_see_the_factors_from_before_the_step(optimizer_cls):
     toy = Toy(sizes=[(2, 2, 7, 5)])
     A, B = toy.pairs[0]
@@ -192,7 +193,7 @@ def test_both_sides_see_the_factors_from_before_the_step(optimizer_cls):
     assert not torch.allclose(B.detach(), stepped(A.detach()), rtol=1e-3)
 
 
-@BOTH
+@EACH
 def test_plain_groups_are_torchs(optimizer_cls):
     toy, other = Toy(), Toy()
     ours = optimizer_cls([{"params": toy.params, "paired": False}], lr=1e-2, weight_decay=0.1)
@@ -208,7 +209,7 @@ def test_plain_groups_are_torchs(optimizer_cls):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
-@BOTH
+@EACH
 def test_first_step_from_zero_B(optimizer_cls):
     toy = Toy(dtype=torch.float32)
     with torch.no_grad():
@@ -225,7 +226,7 @@ def test_first_step_from_zero_B(optimizer_cls):
         assert B.abs().max() > 0
 
 
-@BOTH
+@EACH
 def test_gradients_are_left_as_they_were(optimizer_cls):
     toy = Toy()
     toy.backward()
@@ -234,7 +235,7 @@ def test_gradients_are_left_as_they_were(optimizer_cls):
     assert all(torch.equal(p.grad, k) for p, k in zip(toy.params, kept, strict=True))
 
 
-@BOTH
+@EACH
 def test_pairs_with_missing_gradients(optimizer_cls):
     whole, part = Toy(), Toy()
     before = part.copied()
@@ -251,7 +252,7 @@ def test_pairs_with_missing_gradients(optimizer_cls):
         assert not moved or torch.equal(mine, full)
 
 
-@BOTH
+@EACH
 def test_no_gradient_at_all_is_no_step(optimizer_cls):
     toy = Toy()
     optimizer = optimizer_cls(groups(toy))
@@ -259,7 +260,7 @@ def test_no_gradient_at_all_is_no_step(optimizer_cls):
     assert not optimizer.state
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_state_dict_round_trip_goes_on_bit_by_bit(optimizer_cls, dtype, tmp_path):
     options = {"momentum": 0.9} if optimizer_cls is RiemannianSGD else {}
@@ -284,6 +285,24 @@ def test_state_dict_round_trip_goes_on_bit_by_bit(optimizer_cls, dtype, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(toy.params, resumed.params, strict=True))
 
 
+@EACH
+def test_a_state_from_before_there_was_a_choice_goes_on(optimizer_cls):
+    """Checkpoints of earlier versions name neither the metric nor B's rate."""
+    toy, other = Toy(), Toy()
+    optimizers = [optimizer_cls(groups(each), lr=1e-2) for each in (toy, other)]
+    for each, optimizer in zip((toy, other), optimizers, strict=True):
+        each.backward()
+        optimizer.step()
+    state = optimizers[1].state_dict()
+    for group in state["param_groups"]:
+        del group["metric"], group["lr_ratio"]
+    optimizers[1].load_state_dict(state)
+    for each, optimizer in zip((toy, other), optimizers, strict=True):
+        each.backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(toy.params, other.params, strict=True))
+
+
 def test_state_of_another_optimizer_is_refused():
     toy = Toy()
     plain = build_optimizer("adamw", toy.pairs, toy.gates)
@@ -292,7 +311,7 @@ def test_state_of_another_optimizer_is_refused():
         ours.load_state_dict(plain.state_dict())
 
 
-@BOTH
+@EACH
 def test_pickled_optimizer_still_steps(optimizer_cls):
     toy = Toy()
     toy.backward()
@@ -304,7 +323,7 @@ def test_pickled_optimizer_still_steps(optimizer_cls):
     assert other.retries == 0
 
 
-@BOTH
+@EACH
 def test_bfloat16_factors_follow_float32(optimizer_cls):
     half = Toy(dtype=torch.bfloat16)
     full = Toy(dtype=torch.float32)
@@ -320,7 +339,7 @@ def test_bfloat16_factors_follow_float32(optimizer_cls):
         assert torch.equal(mine, theirs.bfloat16())
 
 
-@BOTH
+@EACH
 def test_autocast_around_the_step_changes_nothing(optimizer_cls):
     inside, outside = Toy(dtype=torch.float32), Toy(dtype=torch.float32)
     for toy in (inside, outside):
@@ -331,7 +350,7 @@ def test_autocast_around_the_step_changes_nothing(optimizer_cls):
     assert all(torch.equal(a, b) for a, b in zip(inside.params, outside.params, strict=True))
 
 
-@BOTH
+@EACH
 def test_strided_factors_are_updated_in_the_right_places(optimizer_cls):
     """torch's fused kernels take every tensor for contiguous, without looking."""
     toy, strided = Toy(), Toy()
@@ -356,7 +375,7 @@ def spoil(toy):
     toy.backward()
 
 
-@BOTH
+@EACH
 def test_retries_are_counted_and_touch_one_expert(optimizer_cls):
     sizes = [(3, 2, 7, 4)]
     toy, sound = Toy(sizes, torch.float32), Toy(sizes, torch.float32)
@@ -375,7 +394,7 @@ def test_retries_are_counted_and_touch_one_expert(optimizer_cls):
     assert optimizers[0].retries == 2
 
 
-@BOTH
+@EACH
 def test_factors_that_are_not_finite_stop_the_step_whole(optimizer_cls):
     toy = Toy()
     toy.backward()
@@ -432,7 +451,7 @@ def test_an_accelerator_reports_when_asked(make, dtype):
         _ = optimizer.retries
 
 
-@BOTH
+@EACH
 def test_closure_and_scheduler(optimizer_cls):
     toy = Toy()
     optimizer = optimizer_cls(groups(toy), lr=1e-2)
@@ -445,7 +464,7 @@ def test_closure_and_scheduler(optimizer_cls):
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2 / 16, 1e-3 / 16]
 
 
-@BOTH
+@EACH
 def test_under_accelerate(optimizer_cls):
     toy, other = Toy(), Toy()
     AcceleratorState._reset_state(reset_partial_state=True)  # another test's may stand
@@ -492,8 +511,11 @@ def test_sharded_over_experts_but_not_inside_them(tmp_path):
                 mine.grad = distribute_tensor(theirs.grad, mesh, mine.placements)
             optimizer = RiemannianAdamW(groups(toy), lr=1e-2)
             if dim == 1:
-                with pytest.raises(ValueError, match="dimension of the experts"):
-                    optimizer.step()
+                # Without a preconditioner as well: an expert's own matrix is not whole here.
+                alone = RiemannianMuon(groups(toy), metric="none", spectrum="expert")
+                for each in (optimizer, alone):
+                    with pytest.raises(ValueError, match="dimension of the experts"):
+                        each.step()
                 continue
             optimizer.step()
             RiemannianAdamW(groups(whole), lr=1e-2).step()
@@ -519,7 +541,7 @@ def parameter(*shape, dtype=torch.float32):
         ((parameter(3, 2, 7),) * 2, "more than one place"),
     ],
 )
-@BOTH
+@EACH
 def test_pairs_that_do_not_fit(optimizer_cls, pair, message):
     good = parameter(1, 2, 3), parameter(1, 2, 3)
     with pytest.raises(ValueError, match=f"pair 1.*{message}"):
@@ -543,7 +565,7 @@ def test_options_out_of_range(cls, options):
         cls(groups(Toy()), **options)
 
 
-@BOTH
+@EACH
 def test_groups_without_pairs_are_warned_of_by_name(optimizer_cls):
     """Such as those that transformers' Trainer makes for ``optimizer_cls_and_kwargs``."""
     parameter = torch.nn.Parameter(torch.zeros(2))
@@ -554,7 +576,7 @@ def test_groups_without_pairs_are_warned_of_by_name(optimizer_cls):
         optimizer_cls([{"params": [parameter], "paired": False}])
 
 
-@BOTH
+@EACH
 def test_parameters_without_declared_pairs_are_refused(optimizer_cls):
     with pytest.raises(ValueError, match="would precondition nothing"):
         optimizer_cls(Toy().params)

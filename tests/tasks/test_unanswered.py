@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -160,7 +160,8 @@ def test_one_picture_without_numbers_spoils_no_other_question(base):
                     made["pixel_values"][at] = float("nan")
             return made
 
-    spoilt = replace(collator, reader=Spoilt(**vars(base.reader)))
+    parts = {field.name: getattr(base.reader, field.name) for field in fields(base.reader)}
+    spoilt = replace(collator, reader=Spoilt(**parts))
     found = score(make_predictor("letter", base.model, spoilt), asked)
     assert [item.unanswered for item in found if item.example.id == "3"] == [NO_NUMBERS]
     for one, two in zip(found, wanted, strict=True):

@@ -9,6 +9,7 @@ import torch
 
 from vlmoe.models.random import random_model
 from vlmoe.models.shapes import shape_config
+from vlmoe.optim import OPTIMIZERS, create_optimizer
 from vlmoe.train import memory, setup
 from vlmoe.train.imagined import imagined
 from vlmoe.train.memory import remedies
@@ -42,6 +43,21 @@ def test_tensors_without_memory_are_counted_alike(checkpointing):
     base = random_model(shape_config("small"), "cpu", torch.float32)
     real = memory.piece_peak(setup.adapt(base, config), memory.random_piece(base, rows=2))
     assert unreal_peak("small", torch.float32, config, rows=2) == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_what_an_optimizer_keeps_is_told_before_it_is_made(optim):
+    config = TrainConfig(model="tiny", optim=optim, experts=4, top_k=2, rank=2, lr=1e-3)
+    model = setup.adapt(random_model(shape_config("small"), "cpu", torch.float32), config)
+    options = setup.optimizer_options(config)
+    optimizer = create_optimizer(model, optim, gate_rescale=config.rescale, **options)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = [v for state in optimizer.state.values() for v in state.values() if v is not None]
+    told = memory.state_bytes(model, optim, options)
+    assert told == memory.bytes_of(value for value in kept if value.ndim)
 
 
 def test_checkpointing_takes_less():

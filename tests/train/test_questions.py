@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from tests.scripts.conftest import dataset_directory  # noqa: F401
 from vlmoe.data.mix import Mixture, load_mixture
+from vlmoe.tasks.task import misfits
 from vlmoe.train.questions import fingerprint
 
 
@@ -66,3 +68,18 @@ def test_every_part_of_a_question(examples, monkeypatch, field):
 
     monkeypatch.setattr(part, "_cell", changed)
     assert fingerprint(examples[:]) != before  # one that has not been looked at
+
+
+def test_a_picture_counts_in_a_questions_length_where_there_is_one(examples, monkeypatch):
+    task = SimpleNamespace(max_length=5, length=lambda example, *, picture: 10 if picture else 1)
+    ids = examples.parts["one"].ids
+    assert misfits(task, examples) == ids
+    part = type(examples.parts["one"])
+    cell = part._cell
+
+    def without(self, column, index):
+        empty = column in ("image", "height", "width") and index == 1
+        return None if empty else cell(self, column, index)
+
+    monkeypatch.setattr(part, "_cell", without)
+    assert misfits(task, examples) == [one for at, one in enumerate(ids) if at != 1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ class SizedReader:
 
     # --- what all have in common ---
 
-    @property
+    @cached_property  # asked for every token, and a config is slow to ask
     def image_token(self) -> int:
         """The one that every part of a picture is."""
         return self.config.image_token_id

@@ -99,9 +99,8 @@ def create_optimizer(
     if faults:
         raise UserError(faults)
     parts = list(_trained_parts(model))
-    if (recipe.riemannian or recipe.family.takes_pairs) and any(
-        factor.ndim != 3 for part in parts for factor in part.pair
-    ):
+    needs_pairs = recipe.needs_pairs(options.get("lr_ratio", 1.0))
+    if needs_pairs and any(factor.ndim != 3 for part in parts for factor in part.pair):
         raise UserError(NOT_WHOLE)
     _tell_rescale(name, recipe, {part.gate_rescale for part in parts}, gate_rescale)
     if recipe.riemannian:

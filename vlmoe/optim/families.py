@@ -184,6 +184,10 @@ class Recipe:
         """Whether A and B are preconditioned."""
         return self.metric != "none"
 
+    def needs_pairs(self, lr_ratio: float = 1.0) -> bool:
+        """Whether a step has to know which factor belongs to which."""
+        return self.riemannian or self.family.takes_pairs or lr_ratio != 1
+
     @property
     def takes(self) -> tuple[str, ...]:
         """The options of ``build_optimizer`` that mean something to it."""

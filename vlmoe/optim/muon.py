@@ -13,14 +13,19 @@ Whatever is no factor (routers, heads) is stepped by AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmoe.optim.precondition import STACKED_NUMEL, damped_root, stacks
-from vlmoe.optim.riemannian import ParamGroups, RiemannianAdamW, RiemannianOptimizer
+from vlmoe.optim.riemannian import (
+    ParamGroups,
+    RiemannianAdamW,
+    RiemannianOptimizer,
+    local_factor,
+)
 from vlmoe.optim.spectral import turns
 
 
@@ -126,19 +131,23 @@ class RiemannianMuon(RiemannianAdamW):
             moments = [self._whole(param) for param in params]
             if roots is not None:
                 roots = [_gathered(root, p) for root, p in zip(roots, params, strict=True)]
+        else:
+            for param in params:
+                local_factor(param)  # refused if an expert is not whole here
         small = turns(moments, roots, joint=joint)
         flat = [M.flatten(0, -2) for M in moments] if joint else moments
+        steps: Iterable[Tensor]
         if stacks(values[0]):
-            steps: Sequence[Tensor] = (torch.stack(small) @ torch.stack(flat)).unbind()
-            steps = [s.view_as(M) for s, M in zip(steps, moments, strict=True)]
-            if joint:
-                steps = [_own_part(step, param) for step, param in zip(steps, params, strict=True)]
-            torch._foreach_add_(values, steps, alpha=-lr)
+            steps = (torch.stack(small) @ torch.stack(flat)).unbind()
+        else:  # one after the other, each still in the cache when it is added
+            steps = (T @ M for T, M in zip(small, flat, strict=True))
+        steps = (step.view_as(M) for step, M in zip(steps, moments, strict=True))
+        if joint:
+            steps = (_own_part(step, param) for step, param in zip(steps, params, strict=True))
+        if stacks(values[0]):
+            torch._foreach_add_(values, list(steps), alpha=-lr)
             return
-        for value, param, T, M in zip(values, params, small, flat, strict=True):
-            step = T @ M
-            if joint:
-                step = _own_part(step.view(param.shape), param)
+        for value, step in zip(values, steps, strict=True):
             value.add_(step, alpha=-lr)
 
     def _whole(self, param: Tensor) -> Tensor:

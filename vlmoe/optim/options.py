@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlmoe.choices import DAMPING_MODES, SPECTRA
+from vlmoe.optim.families import METRICS
 
 # Numbers of float32 end at 3.4e38, and update rules divide a rate by as little as 0.001.
 LARGEST = 1e30
 _UP_TO = f"and at most {LARGEST:g}"
+
+_METRICS = [prefix.value for prefix in METRICS]
 
 
 def _at_least_0(value: Any) -> bool:
@@ -39,7 +42,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "damping_mode": (f"one of {', '.join(DAMPING_MODES)}", DAMPING_MODES.__contains__),
     "spectrum": (f"one of {', '.join(SPECTRA)}", SPECTRA.__contains__),
     "weight_decay": (f"at least 0 {_UP_TO}", _at_least_0),
-    "metric": ("one of none, expert", ("none", "expert").__contains__),
+    "metric": (f"one of {', '.join(_METRICS)}", _METRICS.__contains__),
     "momentum": ("in [0, 1)", _share),
     "betas": ("two numbers in [0, 1)", _shares),
     "eps": (f"at least 0 {_UP_TO}", _at_least_0),

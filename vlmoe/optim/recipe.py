@@ -59,8 +59,7 @@ def build_optimizer(
 
     Returns:
         The family's class for names with an r, torch's own for those without, where torch has it
-        with these options. Groups with nothing
-        in them are left out.
+        with these options. Groups with nothing in them are left out.
 
     Raises:
         UserError: an unknown name, or options out of range.
@@ -70,6 +69,7 @@ def build_optimizer(
     if not pairs:
         raise ValueError("no (A, B) pairs: the model has no adapted layer to train")
     lr = chosen.family.lr if lr is None else lr
+    own = {"momentum": 0.0, "spectrum": SPECTRA[0], **chosen.family.defaults(chosen.metric)}
     options = {
         "lr_ratio": lr_ratio,
         "damping": damping,
@@ -77,20 +77,16 @@ def build_optimizer(
         "weight_decay": weight_decay,
         "betas": betas,
         "eps": eps,
-        "momentum": 0.0 if momentum is None else momentum,
-        "spectrum": SPECTRA[0] if spectrum is None else spectrum,
+        "momentum": own["momentum"] if momentum is None else momentum,
+        "spectrum": own["spectrum"] if spectrum is None else spectrum,
         "bias_correction": bias_correction,
     }
-    given = {"momentum": momentum, "spectrum": spectrum}
-    own = chosen.family.defaults(chosen.metric)
-    options |= {name: value for name, value in own.items() if given[name] is None}
     rates = {"lr": lr, "gate_lr": gate_lr} | ({} if other_lr is None else {"other_lr": other_lr})
     if faults := option_faults({**rates, **options}):
         raise UserError(faults)
 
     experts: dict[str, Any] = {"name": "experts", "lr": lr}
-    assert chosen.metric in ("none", "expert"), chosen.metric
-    if chosen.riemannian or chosen.family.takes_pairs or lr_ratio != 1:
+    if chosen.needs_pairs(lr_ratio):
         experts["pairs"] = list(pairs)
     else:
         experts["params"] = [factor for pair in pairs for factor in pair]

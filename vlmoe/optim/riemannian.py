@@ -179,7 +179,7 @@ class RiemannianOptimizer(Optimizer):
             if param.grad is not None
         ]
         found = inverse_grams(
-            [_local_factor(partner) for _, partner in with_partner],
+            [local_factor(partner) for _, partner in with_partner],
             group["damping"],
             group["damping_mode"],
             self.invert,
@@ -201,10 +201,8 @@ class RiemannianOptimizer(Optimizer):
         sides = [id(param) in second for param in params] if group["lr_ratio"] != 1 else None
         # By whole shapes, which are the same on every rank: a step may ask all ranks for something.
         for block in blocks(params, self.block_numel, sides):
-            if sides and sides[block[0]]:
-                of_block = {**group, "lr": group["lr"] * group["lr_ratio"]}
-            else:
-                of_block = group
+            ratio = group["lr_ratio"] if sides and sides[block[0]] else 1
+            of_block = {**group, "lr": group["lr"] * ratio}
             chosen = [params[i] for i in block]
             values = [_local(param) for param in chosen]
             # Half-precision parameters are updated in float32, as are their moments.
@@ -505,7 +503,7 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _local_factor(factor: Tensor) -> Tensor:
+def local_factor(factor: Tensor) -> Tensor:
     """This rank's experts of a factor; each must be whole, then no rank needs another's."""
     placements = getattr(factor, "placements", ())
     if any(p.is_shard() and (factor.ndim < 3 or not p.is_shard(0)) for p in placements):

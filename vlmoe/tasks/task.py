@@ -118,12 +118,12 @@ def trainable(task: Task, examples: Mixture, too_long: str = TOO_LONG[0]) -> Tra
 
 def misfits(task: Task, examples: Mixture) -> list[str]:
     """The ids of questions that do not fit the model: they stay, and count as wrong."""
+    most = task.max_length
 
-    def fits(at: int) -> bool:
+    def fits(example: Example) -> bool:
         try:
-            length = task.length(examples.text(at), picture=examples.image_key(at) is not None)
+            return task.length(example, picture=example.measure is not None) <= most
         except UserError:  # such as more options than letters
             return False
-        return length <= task.max_length
 
-    return [examples.text(at).id for at in range(len(examples)) if not fits(at)]
+    return [one.id for one in map(examples.text, range(len(examples))) if not fits(one)]

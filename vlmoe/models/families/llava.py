@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class LlavaReader:
         """The processor's."""
         return self.processor.tokenizer
 
-    @property
+    @cached_property  # asked for every token, and a config is slow to ask
     def image_token(self) -> int:
         """The one that every part of a picture is."""
         return self.config.image_token_id
@@ -99,9 +100,9 @@ class LlavaReader:
         if answer is not None:
             text = f"{text} {answer}"
         ids: list[int] = []
-        size, image_token = iter(sizes), self.image_token  # a config is slow to ask
+        size = iter(sizes)
         for token in self.tokenizer(text)["input_ids"]:
-            ids += self.picture_tokens(next(size)) if token == image_token else [token]
+            ids += self.picture_tokens(next(size)) if token == self.image_token else [token]
         return ids if answer is None else [*ids, self.tokenizer.eos_token_id]
 
     def picture_tokens(self, size: Size | None) -> list[int]:
